@@ -1,0 +1,132 @@
+"""Does the INT8 file still see what FP32 saw? Measured without labels, per engine, on frames that were not calibrated on.
+
+The same Q/DQ file can be right on one engine and ruined on another (on AVX2 without VNNI, 8-bit products overflow
+16-bit sums), so every engine that could run it is measured by itself, interleaved on the same frames.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.backends import ENGINES, Backend, open_model, warm
+from runtime.bundle import Parity, Preferred
+from runtime.detections import Detections, box_iou
+from runtime.errors import BackendError, MissingPackageError
+from runtime.metrics import percentiles
+from runtime.postprocess import Thresholds, detections_from_outputs
+from runtime.preprocess import Letterbox
+
+REFERENCE = ("fp32", "onnxruntime")
+# INT8 that changes more than one box in ten, or moves scores by more than 0.03, is not the same model any more.
+MIN_F1_AGAINST_FP32 = 0.90
+MAX_SCORE_SHIFT = 0.03
+_MATCH_IOU = 0.5
+
+
+@dataclass
+class _Tally:
+    """Running sums of one candidate against the reference."""
+
+    matched: int = 0
+    found: int = 0
+    expected: int = 0
+    iou: float = 0.0
+    shift: float = 0.0
+    flips: int = 0
+    times_s: list[float] = field(default_factory=list)
+
+    def compare(self, found: Detections, reference: Detections) -> None:
+        """Matches greedily by falling score, whatever the class; a class that differs is a flip, not a match."""
+        self.found, self.expected = self.found + len(found), self.expected + len(reference)
+        if not len(found) or not len(reference):
+            return
+        iou = box_iou(found.xyxy, reference.xyxy)
+        for row in np.argsort(-found.confidence, kind="stable"):
+            same = iou[row] * (reference.class_id == found.class_id[row])
+            column = int(same.argmax()) if same.max() >= _MATCH_IOU else int(iou[row].argmax())
+            if iou[row, column] < _MATCH_IOU:
+                continue
+            if reference.class_id[column] != found.class_id[row]:
+                self.flips += 1
+            else:
+                self.matched += 1
+                self.iou += float(iou[row, column])
+                self.shift += float(found.confidence[row] - reference.confidence[column])
+            iou[:, column] = 0
+
+    def parity(self, precision: str, engine: str, frames: int) -> Parity:
+        f1 = 2 * self.matched / (self.found + self.expected) if self.found + self.expected else 1.0
+        matched, times = max(self.matched, 1), percentiles(self.times_s)
+        return Parity(
+            precision=precision, engine=engine, frames=frames, f1_against_fp32=round(f1, 4),
+            mean_iou=round(self.iou / matched, 4), mean_score_shift=round(self.shift / matched, 4), class_flips=self.flips,
+            latency_p50_ms=round(times.p50_ms, 3), latency_p99_ms=round(times.p99_ms, 3),
+        )  # fmt: skip
+
+
+def measure_parity(
+    models: Mapping[str, Path], canvases: Iterable[NDArray[np.uint8]], thresholds: Thresholds, engines: Sequence[str] = tuple(ENGINES)
+) -> list[Parity]:
+    """Runs every precision under every installed engine on the same canvases.
+
+    Args:
+        models: ONNX file of each precision; `fp32` must be among them.
+        canvases: uint8 (b, h, w, 3) letterboxed; only row 0 is compared.
+        thresholds: those of the release.
+        engines: names in `ENGINES`; ones that are not installed or refuse a file are left out.
+    """
+    backends = _open_all(models, engines)
+    tallies = {key: _Tally() for key in backends}
+    frames = 0
+    for canvas in canvases:
+        if not frames:
+            for backend in backends.values():
+                warm(backend, canvas)
+        found = {}
+        for key, backend in backends.items():
+            start = time.perf_counter()
+            outputs = backend.infer(canvas)
+            tallies[key].times_s.append(time.perf_counter() - start)
+            found[key] = detections_from_outputs(outputs, 0, _identity(canvas), thresholds)
+        for key, tally in tallies.items():
+            tally.compare(found[key], found[REFERENCE])
+        frames += 1
+    for backend in backends.values():
+        backend.close()
+    return [tally.parity(*key, frames) for key, tally in tallies.items()] if frames else []
+
+
+def prefer(parity: Sequence[Parity]) -> Preferred:
+    """The fastest engine and precision that agrees with FP32; FP32 under ONNX Runtime when nothing was measured."""
+    sound = [row for row in parity if row.f1_against_fp32 >= MIN_F1_AGAINST_FP32 and abs(row.mean_score_shift) <= MAX_SCORE_SHIFT]
+    if not sound:
+        return Preferred(engine=REFERENCE[1], precision="fp32", reason="not measured: no held-out frames in the pool")
+    best = min(sound, key=lambda row: row.latency_p50_ms)
+    refused = [row for row in parity if row not in sound]
+    reason = f"fastest of {len(sound)} that agree with FP32, p50 {best.latency_p50_ms:.1f} ms"
+    if refused:
+        reason += "; refused: " + ", ".join(f"{row.precision} on {row.engine} (F1 {row.f1_against_fp32:.2f})" for row in refused)
+    return Preferred(engine=best.engine, precision=best.precision, reason=reason)
+
+
+def _open_all(models: Mapping[str, Path], engines: Sequence[str]) -> dict[tuple[str, str], Backend]:
+    backends = {REFERENCE: open_model(REFERENCE[1], models[REFERENCE[0]], REFERENCE[0])}
+    for precision, path in models.items():
+        for engine in engines:
+            if (precision, engine) in backends:
+                continue
+            try:
+                backends[precision, engine] = open_model(engine, path, precision)
+            except (MissingPackageError, BackendError):
+                continue  # this device does not have that engine, or it cannot run that file: it is no candidate
+    return backends
+
+
+def _identity(canvas: NDArray[np.uint8]) -> Letterbox:
+    return Letterbox(1.0, 0, 0, (canvas.shape[2], canvas.shape[1]))

@@ -1,0 +1,202 @@
+"""Supervised fine-tuning of a detector on few labels."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from converters.onnx_from_torch import Checkpoint, import_ultralytics, load_checkpoint, save_checkpoint
+from edge.data import Dataset, load_dataset
+from edge.errors import TrainingError
+from edge.evaluate import Accuracy, evaluate
+from edge.progress import Progress
+from edge.torch_detector import torch_detector
+from edge.training import Budget, Run, adamw, train_epoch, with_training
+from edge.yolo import build_detector, family_of, inject, training_loader
+from runtime.preprocess import Preprocess
+
+if TYPE_CHECKING:
+    import torch
+    from torch.utils.data import DataLoader
+    from ultralytics.nn.tasks import DetectionModel
+
+DETECTOR = "detector.pt"
+_WEIGHT_DECAY = 5e-4
+_PLAIN_SHARE = 0.2  # of the epochs, at the end, without mosaic: the model then sees pictures as the camera gives them
+
+
+@dataclass(frozen=True, slots=True)
+class FinetuneRequest:
+    """A fine-tuning run.
+
+    Attributes:
+        data: data.yaml with `train` and `val`.
+        out: run folder; `detector.pt` appears there.
+        model: architecture.
+        init: weights to start from, in the order they are injected (a detector, then a backbone); none = scratch.
+        imgsz: side of the square input in pixels.
+        batch, epochs, lr, seed: the usual.
+        freeze_backbone: train neck and head only.
+        eval_every: epochs between looks at the held-out images; 0 for the last epoch only.
+        confidence: threshold that F1 is told at.
+        resume: go on with the run in `out`.
+    """
+
+    data: Path
+    out: Path
+    model: str = "yolo11n"
+    init: tuple[Path, ...] = ()
+    imgsz: int = 640
+    batch: int = 16
+    epochs: int = 50
+    lr: float = 1e-3
+    seed: int = 0
+    freeze_backbone: bool = False
+    eval_every: int = 0
+    confidence: float = 0.25
+    resume: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Finetuned:
+    """What a run gave.
+
+    Attributes:
+        checkpoint: path of `detector.pt`.
+        accuracy: on the held-out images; None when there are none.
+        curve: one record an epoch (`epoch`, `loss`, and `map50_95`, `f1` where it was evaluated).
+    """
+
+    checkpoint: Path
+    accuracy: Accuracy | None
+    curve: list[Mapping[str, float]]
+
+
+def finetune(request: FinetuneRequest) -> Finetuned:
+    """Trains and writes `out/detector.pt`.
+
+    Raises:
+        DataError: unusable labels.
+        CheckpointError: weights of another architecture.
+        TrainingError: nothing to resume, a folder in use, a loss that is not finite.
+    """
+    import torch
+
+    dataset = load_dataset(request.data)
+    detector = build_detector(request.model, dataset.names, request.seed)
+    injected = _inject_all(detector, request)
+    detector.to(memory_format=torch.channels_last)
+    frozen = _freeze(detector, request)
+    ema = _make_ema(detector)
+    optimizer = adamw([detector], request.lr, _WEIGHT_DECAY)
+    run = Run(request.out, {"detector": detector, "ema": ema.ema}, optimizer, Budget(request.epochs, request.lr), request.seed)
+    digest = _data_digest(dataset)
+    run.start({"model": request.model, "data": digest, "imgsz": request.imgsz, "batch": request.batch}, resume=request.resume)
+    lineage = {**injected, "labels_sha256": digest, "labels": str(len(dataset.train)), "finetune_epochs": str(request.epochs), "finetune_seed": str(request.seed)}
+    found: Accuracy | None = None
+    loaders = _Loaders(dataset, request)
+    with Progress("finetune", (request.epochs - run.epoch) * len(loaders.mosaic)) as progress:
+        ema.updates = run.epoch * len(loaders.mosaic)
+        for epoch in run.epochs(len(loaders.mosaic)):
+            _train_mode(detector, frozen)
+            figures = train_epoch(run, loaders.of(epoch), _loss(detector, ema), progress)
+            if _is_due(epoch, request) and dataset.val:
+                found = _evaluate(ema.ema, dataset, request)
+                figures |= {"map50_95": found.map50_95, "f1": found.f1}
+            run.finish_epoch(_checkpoint(ema.ema, dataset, request, lineage), figures)
+    path = request.out / DETECTOR
+    save_checkpoint(path, with_training(_checkpoint(ema.ema, dataset, request, lineage), None))
+    if found is None and dataset.val:
+        found = _evaluate(ema.ema, dataset, request)
+    return Finetuned(path, found, run.extra.get("figures", []))
+
+
+class _Loaders:
+    """With mosaic, and without for the last epochs."""
+
+    def __init__(self, dataset: Dataset, request: FinetuneRequest) -> None:
+        self._request = request
+        self.mosaic, self.plain = (
+            training_loader(dataset.train, dataset.names, request.imgsz, request.batch, request.seed, mosaic=mosaic) for mosaic in (True, False)
+        )
+
+    def of(self, epoch: int) -> DataLoader[object]:
+        """The epoch's loader, its order depending on seed and epoch only."""
+        plain = epoch >= self._request.epochs - max(1, round(_PLAIN_SHARE * self._request.epochs))
+        loader = self.plain if plain else self.mosaic
+        if loader.generator is not None:
+            loader.generator.manual_seed(self._request.seed * 1_000_003 + epoch)
+        return loader
+
+
+def _inject_all(detector: DetectionModel, request: FinetuneRequest) -> dict[str, str]:
+    """Injects every `init`, tells how many tensors, and returns the lineage of what was injected."""
+    lineage: dict[str, str] = {}
+    for path in request.init:
+        source = load_checkpoint(path)
+        told = inject(detector, source, request.model)
+        sys.stderr.write(f"injected {source.kind} {path}: {told}\n")
+        lineage |= {**source.lineage, f"init_{source.kind}": str(told)}
+    return lineage
+
+
+def _freeze(detector: DetectionModel, request: FinetuneRequest) -> list[torch.nn.Module]:
+    if not request.freeze_backbone:
+        return []
+    frozen = list(detector.model)[: family_of(request.model).last_backbone_layer + 1]
+    for layer in frozen:
+        layer.requires_grad_(False)
+    return frozen
+
+
+def _train_mode(detector: DetectionModel, frozen: list[torch.nn.Module]) -> None:
+    detector.train()
+    for layer in frozen:
+        layer.eval()  # frozen weights with moving batch-norm statistics would not be frozen
+
+
+def _make_ema(detector: DetectionModel):  # type: ignore[no-untyped-def]  # ultralytics' ModelEMA
+    import_ultralytics()
+    from ultralytics.utils.torch_utils import ModelEMA
+
+    return ModelEMA(detector)
+
+
+def _loss(detector: DetectionModel, ema: object) -> Callable[[Mapping[str, torch.Tensor]], torch.Tensor]:
+    import torch
+
+    def loss_of(batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        ema.update(detector)  # type: ignore[attr-defined]  # of the step before; the last one is below a thousandth
+        images = batch["img"].contiguous(memory_format=torch.channels_last).float() / 255
+        loss, _ = detector({**batch, "img": images})
+        total: torch.Tensor = loss.sum() / len(images)
+        return total
+
+    return loss_of
+
+
+def _is_due(epoch: int, request: FinetuneRequest) -> bool:
+    last = epoch == request.epochs - 1
+    return last or bool(request.eval_every and (epoch + 1) % request.eval_every == 0)
+
+
+def _evaluate(detector: DetectionModel, dataset: Dataset, request: FinetuneRequest) -> Accuracy:
+    detect = torch_detector(detector, Preprocess((request.imgsz, request.imgsz)))
+    return evaluate(detect, dataset.val, dataset.names, request.confidence)
+
+
+def _checkpoint(detector: DetectionModel, dataset: Dataset, request: FinetuneRequest, lineage: dict[str, str]) -> Checkpoint:
+    return Checkpoint(request.model, dataset.names, detector.state_dict(), request.imgsz, "detector", lineage)
+
+
+def _data_digest(dataset: Dataset) -> str:
+    digest = hashlib.sha256()
+    for item in dataset.train:
+        digest.update(item.path.name.encode() + item.class_id.tobytes() + item.cxcywh.tobytes())
+    if not dataset.train:
+        raise TrainingError("there is no labelled image to train on; list some under `train` in data.yaml")
+    return digest.hexdigest()

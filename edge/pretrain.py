@@ -1,0 +1,124 @@
+"""Self-supervised pretraining of a YOLO backbone on a pool of unlabeled frames."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from converters.onnx_from_torch import Checkpoint, load_checkpoint, save_checkpoint
+from edge.errors import TrainingError
+from edge.methods.simclr import TwoViews, build_simclr
+from edge.progress import Progress
+from edge.training import Budget, Run, adamw, train_epoch, with_training
+from edge.yolo import backbone_keys, build_backbone, build_detector, inject
+from runtime.errors import PoolError
+from runtime.pool import Pool, PoolEntry
+
+if TYPE_CHECKING:
+    import torch
+
+BACKBONE = "backbone.pt"
+_WEIGHT_DECAY = 1e-4
+
+
+@dataclass(frozen=True, slots=True)
+class PretrainRequest:
+    """A pretraining run.
+
+    Attributes:
+        pool: unlabeled frames.
+        out: run folder; `backbone.pt` appears there.
+        model: architecture.
+        init: weights to start from (COCO weights, or the last backbone); None starts from scratch.
+        imgsz: side of the views in pixels.
+        batch: images a step; their views are each other's negatives.
+        epochs, lr, seed: the usual.
+        resume: go on with the run in `out`.
+    """
+
+    pool: Path
+    out: Path
+    model: str = "yolo11n"
+    init: Path | None = None
+    imgsz: int = 128
+    batch: int = 64
+    epochs: int = 10
+    lr: float = 1e-3
+    seed: int = 0
+    resume: bool = False
+
+
+def pretrain(request: PretrainRequest) -> Path:
+    """Runs SimCLR and writes `out/backbone.pt`; returns its path.
+
+    Raises:
+        PoolError: an empty pool, or a damaged frame.
+        TrainingError: nothing to resume, a folder in use, a loss that is not finite.
+    """
+    import torch
+
+    with Pool.open(request.pool) as pool:
+        entries = _entries(pool, request.batch)
+        detector = build_detector(request.model, ["object"], request.seed)
+        _start_from(detector, request)
+        backbone = build_backbone(detector, request.model)
+        channels = backbone(torch.zeros(1, 3, 64, 64)).shape[1]
+        method = build_simclr(backbone, channels).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        run = Run(request.out, {"method": method}, adamw([method], request.lr, _WEIGHT_DECAY), Budget(request.epochs, request.lr), request.seed)
+        digest = hashlib.sha256("".join(entry.sha256 for entry in entries).encode()).hexdigest()
+        run.start({"model": request.model, "pool": digest, "imgsz": request.imgsz, "batch": request.batch}, resume=request.resume)
+        batch = min(request.batch, len(entries))
+        steps = len(entries) // batch
+        views = TwoViews(request.imgsz)
+        lineage = {"ssl": "simclr", "ssl_pool_sha256": digest, "ssl_frames": str(len(entries)), "ssl_epochs": str(request.epochs), "ssl_seed": str(request.seed)}
+        with Progress("pretrain", (request.epochs - run.epoch) * steps) as progress:
+            for epoch in run.epochs(steps):
+                method.train()
+                batches = _batches(pool, entries, views, batch, (request.seed, epoch))
+                figures = train_epoch(run, batches, lambda pair: method(*pair), progress)
+                checkpoint = _checkpoint(detector, request, lineage)
+                run.finish_epoch(checkpoint, figures)
+        path = request.out / BACKBONE
+        save_checkpoint(path, with_training(_checkpoint(detector, request, lineage), None))
+        return path
+
+
+def _entries(pool: Pool, batch: int) -> list[PoolEntry]:
+    entries = pool.entries()
+    if not entries:
+        raise PoolError(f"pool {pool.path} is empty; fill it with: edge pool add {pool.path} IMAGES")
+    if len(entries) < 2 or batch < 2:
+        raise TrainingError(f"contrastive pretraining needs at least 2 frames a batch, but got {min(len(entries), batch)}; collect more frames")
+    return entries
+
+
+def _start_from(detector: torch.nn.Module, request: PretrainRequest) -> None:
+    if request.init is not None:
+        told = inject(detector, load_checkpoint(request.init), request.model)
+        import sys
+
+        sys.stderr.write(f"starting from {request.init}: {told}\n")
+
+
+def _batches(
+    pool: Pool, entries: list[PoolEntry], views: TwoViews, batch: int, seed: tuple[int, int]
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Full batches of two views in a seeded order; the rest of an epoch that does not fill a batch is left out."""
+    import torch
+
+    order = np.random.default_rng(seed).permutation(len(entries))
+    for start in range(0, len(order) - batch + 1, batch):
+        pairs = [views(pool.read(entries[index])) for index in order[start : start + batch]]
+        first, second = (torch.stack(side).contiguous(memory_format=torch.channels_last) for side in zip(*pairs, strict=True))
+        yield first, second
+
+
+def _checkpoint(detector: torch.nn.Module, request: PretrainRequest, lineage: dict[str, str]) -> Checkpoint:
+    state = detector.state_dict()
+    kept = {key: state[key].clone() for key in backbone_keys(request.model, state)}
+    return Checkpoint(request.model, (), kept, request.imgsz, "backbone", lineage)

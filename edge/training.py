@@ -1,0 +1,191 @@
+"""What every training run shares: seeded epochs, one schedule, a checkpoint after each epoch, `--resume`.
+
+A run folder holds `last.pt` (weights, optimizer, schedule, epoch) and `log.jsonl` (one line an epoch). Random streams
+are derived from `(seed, epoch)`, so a resumed epoch is the epoch that was interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from converters.onnx_from_torch import Checkpoint, load_checkpoint, save_checkpoint
+from edge.errors import TrainingError
+from edge.progress import Progress
+from runtime.errors import MissingPackageError
+
+if TYPE_CHECKING:
+    import torch
+
+LAST = "last.pt"
+LOG = "log.jsonl"
+_GRADIENT_NORM = 10.0  # Ultralytics' clip
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """How long a run is.
+
+    Attributes:
+        epochs: passes over the data.
+        lr: peak learning rate.
+        warmup: share of all steps with a rising rate, 0 to 1.
+    """
+
+    epochs: int
+    lr: float
+    warmup: float = 0.1
+
+
+class Run:
+    """One training run and the state that survives a kill."""
+
+    def __init__(
+        self, out: Path, modules: Mapping[str, torch.nn.Module], optimizer: torch.optim.Optimizer, budget: Budget, seed: int
+    ) -> None:
+        """Nothing is read or written yet.
+
+        Args:
+            out: the run folder.
+            modules: everything with weights or running statistics, by name.
+            optimizer: over the parameters to train.
+            budget: length and rate.
+            seed: of every random stream.
+        """
+        self.out, self.budget, self.seed = out, budget, seed
+        self.epoch = 0
+        self.extra: dict[str, Any] = {}
+        self._modules, self._optimizer = dict(modules), optimizer
+        self._scheduler: torch.optim.lr_scheduler.LRScheduler | None = None
+
+    def start(self, fingerprint: Mapping[str, Any], *, resume: bool) -> None:
+        """Begins anew, or takes up `last.pt`.
+
+        Args:
+            fingerprint: what must be the same for resuming to mean anything (data, model, budget).
+            resume: whether to go on.
+
+        Raises:
+            TrainingError: nothing to resume, another run's folder, or a folder that holds a run already.
+        """
+        self._fingerprint = {**fingerprint, "epochs": self.budget.epochs, "lr": self.budget.lr, "seed": self.seed}
+        last = self.out / LAST
+        if resume and not last.is_file():
+            raise TrainingError(f"{self.out} holds no {LAST} to resume from; leave out --resume to start")
+        if not resume and last.is_file():
+            raise TrainingError(f"{self.out} holds a run already; go on with --resume, or choose another --out")
+        if resume:
+            self._restore(load_checkpoint(last))
+
+    def epochs(self, steps_per_epoch: int) -> Iterable[int]:
+        """Yields the epochs that are left; the schedule is placed at the first of them."""
+        self._scheduler = self._make_scheduler(steps_per_epoch)
+        if "scheduler" in self.extra:
+            self._scheduler.load_state_dict(self.extra.pop("scheduler"))
+        while self.epoch < self.budget.epochs:
+            seed_everything(self.seed, self.epoch)
+            yield self.epoch
+
+    def step(self, loss: torch.Tensor) -> None:
+        """One optimizer step of a scalar loss.
+
+        Raises:
+            TrainingError: the loss is not finite.
+        """
+        import torch
+
+        if not torch.isfinite(loss):
+            raise TrainingError(f"the loss became {loss.item()} in epoch {self.epoch + 1}; lower --lr and start again")
+        self._optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
+        torch.nn.utils.clip_grad_norm_(parameters, _GRADIENT_NORM)
+        self._optimizer.step()
+        if self._scheduler is not None:
+            self._scheduler.step()
+
+    def finish_epoch(self, checkpoint: Checkpoint, figures: Mapping[str, float]) -> None:
+        """Writes `last.pt` and a line of the log; from here on a kill costs nothing of this epoch."""
+        self.epoch += 1
+        scheduler = self._scheduler.state_dict() if self._scheduler is not None else {}
+        training = {
+            "fingerprint": self._fingerprint,
+            "epoch": self.epoch,
+            "modules": {name: module.state_dict() for name, module in self._modules.items()},
+            "optimizer": self._optimizer.state_dict(),
+            "scheduler": scheduler,
+            "figures": [*self.extra.get("figures", []), {"epoch": self.epoch, **figures}],
+        }
+        self.extra["figures"] = training["figures"]
+        save_checkpoint(self.out / LAST, with_training(checkpoint, training))
+        lines = "".join(json.dumps(line) + "\n" for line in training["figures"])  # type: ignore[attr-defined]
+        (self.out / LOG).write_text(lines, encoding="utf-8")
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        state = checkpoint.training
+        if state is None:
+            raise TrainingError(f"{self.out / LAST} is a released checkpoint without training state; start a new run with --init")
+        differing = [key for key, value in self._fingerprint.items() if state["fingerprint"].get(key) != value]
+        if differing:
+            told = ", ".join(f"{key} {state['fingerprint'].get(key)} → {self._fingerprint[key]}" for key in differing)
+            raise TrainingError(f"{self.out} was started with other settings ({told}); resume with the same ones, or choose another --out")
+        for name, module in self._modules.items():
+            module.load_state_dict(state["modules"][name])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self.epoch = int(state["epoch"])
+        self.extra = {"figures": list(state["figures"]), "scheduler": state["scheduler"]}
+
+    def _make_scheduler(self, steps_per_epoch: int) -> torch.optim.lr_scheduler.LRScheduler:
+        try:
+            from lightly.utils.scheduler import CosineWarmupScheduler  # part of the train extra
+        except ImportError as error:
+            raise MissingPackageError("lightly", "train") from error
+        total = self.budget.epochs * steps_per_epoch
+        return CosineWarmupScheduler(self._optimizer, round(self.budget.warmup * total), total)  # type: ignore[no-any-return]
+
+
+def train_epoch(run: Run, batches: Iterable[Any], loss_of: Callable[[Any], torch.Tensor], progress: Progress) -> dict[str, float]:
+    """One epoch: a step for each batch; the mean loss and images' time."""
+    losses, start = [], time.monotonic()
+    for batch in batches:
+        loss = loss_of(batch)
+        run.step(loss)
+        losses.append(float(loss.detach()))
+        progress.advance(f"loss {np.mean(losses):.3f}")
+    return {"loss": float(np.mean(losses)), "seconds": round(time.monotonic() - start, 2)}
+
+
+def with_training(checkpoint: Checkpoint, training: Mapping[str, Any] | None) -> Checkpoint:
+    """The same checkpoint with other training state; None for a released file."""
+    return Checkpoint(
+        checkpoint.model, checkpoint.names, checkpoint.state, checkpoint.imgsz, checkpoint.kind, checkpoint.lineage, training
+    )
+
+
+def seed_everything(seed: int, epoch: int) -> None:
+    """Sets every random stream that augmentation and training draw from."""
+    import torch
+
+    mixed = (seed * 1_000_003 + epoch) % 2**31
+    random.seed(mixed)
+    np.random.seed(mixed)  # noqa: NPY002  the libraries' augmentations draw from the global stream
+    torch.manual_seed(mixed)
+
+
+def adamw(modules: Iterable[torch.nn.Module], lr: float, weight_decay: float) -> torch.optim.Optimizer:
+    """AdamW with weight decay on matrices and filters only; frozen parameters are left out."""
+    import torch
+
+    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=lr)

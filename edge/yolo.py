@@ -1,0 +1,190 @@
+"""What edgeloop knows of YOLO: which layers are the backbone, how its weights move, how labelled batches are made.
+
+The only file of `edge` that imports ultralytics; building and reading models is in `converters.onnx_from_torch`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from converters.errors import CheckpointError
+from converters.onnx_from_torch import Checkpoint, build_model, import_ultralytics
+from edge.data import LabeledImage
+
+if TYPE_CHECKING:
+    import torch
+    from torch.utils.data import DataLoader
+    from ultralytics.nn.tasks import DetectionModel
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One YOLO family.
+
+    Attributes:
+        last_backbone_layer: index of the last layer that self-supervised pretraining trains.
+        layers: number of layers; the last is the head.
+    """
+
+    last_backbone_layer: int
+    layers: int
+
+
+# Which layers are the backbone: LightlyTrain's slices, read off each yaml (shared facts, ssl-drift-refresh.md §1.1).
+# v5, v8, v10 and 12 end before SPPF (or have none); 11 and 26 include SPPF and C2PSA; v9 includes SPPELAN.
+FAMILIES: dict[str, Family] = {
+    "yolov5": Family(8, 25),
+    "yolov8": Family(8, 23),
+    "yolov9": Family(9, 23),
+    "yolov10": Family(8, 24),
+    "yolo11": Family(10, 24),
+    "yolo12": Family(8, 22),
+    "yolo26": Family(10, 24),
+}
+_OTHER_DEPTH = {"yolov9e": Family(29, 43)}  # v9's largest has its own yaml with auxiliary branches
+
+
+@dataclass(frozen=True, slots=True)
+class Injection:
+    """How many tensors were taken over.
+
+    Attributes:
+        taken: tensors copied.
+        wanted: tensors that should have been.
+        left_fresh: tensors of the target that stay as they were, with the reason.
+        reason: why `left_fresh` are.
+    """
+
+    taken: int
+    wanted: int
+    left_fresh: int
+    reason: str
+
+    def __str__(self) -> str:
+        fresh = f", {self.left_fresh} left fresh ({self.reason})" if self.left_fresh else ""
+        return f"{self.taken} of {self.wanted} tensors{fresh}"
+
+
+def family_of(model: str) -> Family:
+    """The family of a model name such as `yolo11n`.
+
+    Raises:
+        CheckpointError: unknown name.
+    """
+    if model in _OTHER_DEPTH:
+        return _OTHER_DEPTH[model]
+    for prefix, family in FAMILIES.items():
+        if model.startswith(prefix):
+            return family
+    raise CheckpointError(f"unknown model {model!r}; known families are {', '.join(FAMILIES)}")
+
+
+def backbone_keys(model: str, state: Mapping[str, torch.Tensor]) -> list[str]:
+    """The names of a state's backbone tensors."""
+    last = family_of(model).last_backbone_layer
+    return [key for key in state if int(key.split(".")[1]) <= last]
+
+
+def build_detector(model: str, names: Sequence[str], seed: int) -> DetectionModel:
+    """A detector with fresh weights that depend on the seed only."""
+    import torch
+
+    torch.manual_seed(seed)
+    detector = build_model(model, len(names))
+    detector.names = dict(enumerate(names))
+    import_ultralytics()
+    from ultralytics.cfg import get_cfg
+
+    detector.args = get_cfg()  # loss gains are read from here
+    return detector
+
+
+def build_backbone(detector: DetectionModel, model: str) -> torch.nn.Sequential:
+    """The backbone layers of a detector, sharing its weights; (b, 3, h, w) → (b, c, h/32, w/32)."""
+    import torch
+
+    layers = list(detector.model)[: family_of(model).last_backbone_layer + 1]
+    if any(layer.f != -1 for layer in layers):
+        raise CheckpointError(f"the backbone of {model} is no plain chain of layers and cannot be pretrained; choose another model")
+    return torch.nn.Sequential(*layers)
+
+
+def inject(target: DetectionModel, source: Checkpoint, model: str) -> Injection:
+    """Copies a checkpoint's weights into a detector: the backbone of a `backbone`, everything of a `detector`.
+
+    The class branch of the head may differ when the number of classes does; any other mismatch is refused.
+
+    Raises:
+        CheckpointError: another architecture, or tensors missing or of another shape.
+    """
+    if source.model != model:
+        raise CheckpointError(f"the checkpoint is of {source.model}, but the model is {model}; name the same architecture in both")
+    own = target.state_dict()
+    wanted = backbone_keys(model, own) if source.kind == "backbone" else list(own)
+    fits = [key for key in wanted if key in source.state and source.state[key].shape == own[key].shape]
+    missed = sorted(set(wanted) - set(fits))
+    classes_differ = source.kind == "detector" and len(source.names) != target.model[-1].nc
+    unexplained = [key for key in missed if not (classes_differ and _is_class_branch(key, model))]
+    if unexplained:
+        raise CheckpointError(
+            f"{len(unexplained)} of {len(wanted)} tensors of {model} are missing in the checkpoint or of another shape, "
+            f"first {unexplained[0]}; it is of another architecture or incomplete"
+        )
+    target.load_state_dict({key: source.state[key] for key in fits}, strict=False)
+    reason = f"class branch: {len(source.names)} → {target.model[-1].nc} classes" if missed else ""
+    if source.kind == "backbone":
+        return Injection(len(fits), len(wanted), len(own) - len(wanted), "neck and head, not pretrained")
+    return Injection(len(fits), len(wanted), len(missed), reason)
+
+
+def _is_class_branch(key: str, model: str) -> bool:
+    parts = key.split(".")
+    return int(parts[1]) == family_of(model).layers - 1 and parts[2] in ("cv3", "one2one_cv3")
+
+
+def training_loader(
+    items: Sequence[LabeledImage], names: Sequence[str], imgsz: int, batch: int, seed: int, *, mosaic: bool
+) -> DataLoader[Any]:
+    """Batches with Ultralytics' own augmentation (mosaic, HSV, scale, flip), from labels that were checked before.
+
+    Ultralytics' dataset would write a pickled label cache beside the images and read one back; ours keeps out of there.
+    """
+    import torch
+
+    import_ultralytics()
+    from ultralytics.cfg import get_cfg
+    from ultralytics.data.dataset import YOLODataset
+    from ultralytics.utils import DEFAULT_CFG_DICT
+
+    class CheckedDataset(YOLODataset):  # type: ignore[misc]  # ultralytics is untyped
+        def get_img_files(self, _: object) -> list[str]:
+            return [str(item.path) for item in items]
+
+        def get_labels(self) -> list[dict[str, Any]]:
+            return [_ultralytics_label(item) for item in items]
+
+    settings = get_cfg(DEFAULT_CFG_DICT, {"mosaic": 1.0 if mosaic else 0.0, "erasing": 0.0, "auto_augment": None})
+    dataset = CheckedDataset(
+        img_path=[str(item.path) for item in items], imgsz=imgsz, batch_size=batch, augment=True, hyp=settings,
+        rect=False, cache=False, single_cls=False, stride=32, pad=0.0, prefix="", task="detect",
+        data={"names": dict(enumerate(names)), "channels": 3},
+    )  # fmt: skip
+    generator = torch.Generator()
+    generator.manual_seed(seed)
+    return torch.utils.data.DataLoader(
+        dataset, batch, shuffle=True, generator=generator, collate_fn=YOLODataset.collate_fn, drop_last=len(items) > batch
+    )
+
+
+def _ultralytics_label(item: LabeledImage) -> dict[str, Any]:
+    import cv2
+
+    height, width = cv2.imread(str(item.path)).shape[:2]
+    return {
+        "im_file": str(item.path), "shape": (height, width), "cls": item.class_id[:, None].astype(np.float32),
+        "bboxes": item.cxcywh, "segments": [], "keypoints": None, "normalized": True, "bbox_format": "xywh",
+    }  # fmt: skip

@@ -1,0 +1,48 @@
+"""ONNX Runtime on the CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.errors import BackendError, MissingPackageError
+from runtime.postprocess import Outputs
+
+_OUTPUTS = ["boxes", "scores", "classes", "embedding"]
+
+
+class OnnxRuntimeBackend:
+    """A graph of ours in an ONNX Runtime session."""
+
+    engine = "onnxruntime"
+
+    def __init__(self, model: Path, precision: str, threads: int) -> None:
+        """Loads `model`.
+
+        Raises:
+            MissingPackageError: onnxruntime is not installed.
+            BackendError: the session refuses the graph.
+        """
+        try:
+            import onnxruntime as ort
+        except ImportError as error:
+            raise MissingPackageError("onnxruntime", "cpu") from error
+        self.precision = precision
+        options = ort.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+        options.log_severity_level = 3
+        try:
+            self._session = ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime's exceptions share no public base class
+            raise BackendError(f"ONNX Runtime refuses {model}: {str(error).splitlines()[0]}; convert the model again") from error
+
+    def infer(self, images: NDArray[np.uint8]) -> Outputs:
+        """See `Backend.infer`; the outputs are fresh arrays."""
+        boxes, scores, classes, embedding = self._session.run(_OUTPUTS, {"images": images})
+        return Outputs(boxes, scores, classes, embedding)
+
+    def close(self) -> None:
+        """Frees the session."""
+        del self._session

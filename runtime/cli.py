@@ -1,0 +1,39 @@
+"""What the command lines share: one sentence for a user's mistake, exit code 2, no traceback."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import typer
+
+from runtime.errors import EdgeloopError
+
+
+class Program:
+    """A typer application whose refusals are sentences.
+
+    Attributes:
+        app: where commands are added.
+    """
+
+    def __init__(self, name: str, purpose: str) -> None:
+        self.name = name
+        self.app = typer.Typer(name=name, help=purpose, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+    def run(self) -> None:
+        """Runs the command line and exits: 0 done, 2 refused, 130 interrupted."""
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+        try:
+            self.app(prog_name=self.name)
+        except EdgeloopError as error:
+            self._exit(f"{error}", error.exit_code)
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            self._exit(f"{where}{error.strerror or error}; check the path, its permissions and the free space", 2)
+        except KeyboardInterrupt:
+            self._exit("interrupted", 130)
+
+    def _exit(self, sentence: str, code: int) -> None:
+        sys.stderr.write(f"{self.name}: {sentence}\n")
+        sys.exit(code)

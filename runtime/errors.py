@@ -1,0 +1,50 @@
+"""The errors a user can meet. One sentence each: what came, what was expected, what to do.
+
+EdgeloopError            anything the kit refuses; command lines print it and exit with 2
+├── ConfigError          edge.yaml: unknown keys, wrong values
+├── SourceError          a camera, video or folder that gives no frames
+├── BundleError          a bundle that is missing, altered, or of another schema version
+├── PoolError            a pool that is empty, damaged, full or unwritable
+├── SinkError            a place for results that cannot be written
+├── BackendError         an engine that is missing or refuses the graph
+└── MissingPackageError  an optional package that is not installed
+"""
+
+from __future__ import annotations
+
+
+class EdgeloopError(Exception):
+    """A mistake or a limit that the user can do something about."""
+
+    exit_code = 2
+
+
+class ConfigError(EdgeloopError):
+    """The configuration file has problems; the message lists all of them with their place."""
+
+
+class SourceError(EdgeloopError):
+    """A frame source cannot be opened or read."""
+
+
+class BundleError(EdgeloopError):
+    """A bundle cannot be trusted or understood."""
+
+
+class PoolError(EdgeloopError):
+    """A pool cannot be opened, read or written."""
+
+
+class SinkError(EdgeloopError):
+    """Results cannot be written."""
+
+
+class BackendError(EdgeloopError):
+    """An inference engine is missing or cannot run the bundle."""
+
+
+class MissingPackageError(EdgeloopError):
+    """An optional package is not installed."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(f"{package} is not installed; install it with: pip install 'edgeloop[{extra}]'")

@@ -1,0 +1,56 @@
+"""Reading image files of unknown origin: a damaged one is told by name, never passed on half grey."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.errors import SourceError
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
+_JPEG_START, _JPEG_SCAN, _JPEG_END = b"\xff\xd8", b"\xff\xda", b"\xff\xd9"
+
+
+def list_images(folder: Path) -> list[Path]:
+    """The image files of a folder, sorted by name.
+
+    Raises:
+        SourceError: no such folder, or no image in it.
+    """
+    if not folder.is_dir():
+        raise SourceError(f"{folder} is no folder; name a folder of images ({', '.join(IMAGE_SUFFIXES)})")
+    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    if not found:
+        raise SourceError(f"{folder} holds no images; expected files ending in {', '.join(IMAGE_SUFFIXES)}")
+    return found
+
+
+def read_image(path: Path) -> NDArray[np.uint8]:
+    """Decodes an image file to uint8 (h, w, 3) BGR.
+
+    Raises:
+        SourceError: the file is missing, truncated, or no image.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise SourceError(f"{path} cannot be read: {error.strerror}; check the path and its permissions") from error
+    return decode_image(data, str(path))
+
+
+def decode_image(data: bytes, name: str) -> NDArray[np.uint8]:
+    """Decodes the bytes of an image called `name`; see `read_image`."""
+    if is_truncated_jpeg(data):
+        raise SourceError(f"{name} is a truncated JPEG ({len(data)} bytes, no end marker); copy it again or remove it")
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
+    if image is None:
+        raise SourceError(f"{name} cannot be decoded as an image ({len(data)} bytes); copy it again or remove it")
+    return np.asarray(image, np.uint8)
+
+
+def is_truncated_jpeg(data: bytes) -> bool:
+    """Whether a JPEG stops before its end marker; libjpeg would only warn and fill the rest with grey."""
+    return data.startswith(_JPEG_START) and _JPEG_END not in data[max(0, data.rfind(_JPEG_SCAN)) :]

@@ -1,0 +1,64 @@
+"""What the daemon and the benchmarks count: every value kept, nothing trimmed."""
+
+from __future__ import annotations
+
+import os
+from array import array
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+_LATEST = 100_000  # values kept for percentiles: a few hours of one camera, under a megabyte
+
+
+@dataclass(frozen=True, slots=True)
+class Percentiles:
+    """A latency distribution in milliseconds; `count` is how many values it rests on."""
+
+    count: int
+    mean_ms: float
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+    max_ms: float
+
+    def as_dict(self) -> dict[str, float]:
+        """For JSON, rounded to a microsecond."""
+        return {name: round(value, 3) for name, value in asdict(self).items()}
+
+
+def percentiles(values_s: Sequence[float]) -> Percentiles:
+    """The distribution of durations given in seconds; all zeros for none. No outlier is removed."""
+    if not len(values_s):
+        return Percentiles(0, 0.0, 0.0, 0.0, 0.0, 0.0)
+    values_ms = np.asarray(values_s, np.float64) * 1e3
+    p50, p90, p99 = np.percentile(values_ms, [50, 90, 99])
+    return Percentiles(len(values_ms), float(values_ms.mean()), float(p50), float(p90), float(p99), float(values_ms.max()))
+
+
+class Durations:
+    """The latest durations of one stage, in seconds, in bounded memory."""
+
+    def __init__(self) -> None:
+        self._values = array("d")
+        self._next = 0
+
+    def add(self, value_s: float) -> None:
+        """Remembers one value; the oldest goes once there are `_LATEST`."""
+        if len(self._values) < _LATEST:
+            self._values.append(value_s)
+        else:
+            self._values[self._next] = value_s
+            self._next = (self._next + 1) % _LATEST
+
+    def summary(self) -> Percentiles:
+        """Their distribution."""
+        return percentiles(self._values)
+
+
+def resident_bytes() -> int:
+    """Memory that this process holds in RAM now (Linux)."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")

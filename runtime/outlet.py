@@ -1,0 +1,62 @@
+"""The one thread that hands results to sinks and collector, behind a bounded queue."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Sequence
+
+from runtime.errors import EdgeloopError
+from runtime.pipeline import Result
+from runtime.queues import BoundedQueue
+from runtime.sinks import Sink
+
+log = logging.getLogger(__name__)
+
+QUEUE_SIZE = 32  # frames; three seconds of one camera at 10/s while a disk stalls
+
+
+class Outlet:
+    """Emits every result to every sink in order.
+
+    Lossy: a stalled disk costs results (counted), never inference. Lossless (files at full speed): inference waits.
+    """
+
+    def __init__(self, sinks: Sequence[Sink], *, lossless: bool) -> None:
+        self._sinks = sinks
+        self._queue: BoundedQueue[Result] = BoundedQueue(QUEUE_SIZE, lossless=lossless)
+        self._thread = threading.Thread(target=self._run, name="outlet", daemon=True)
+        self.failed = 0
+
+    def start(self) -> None:
+        """Starts emitting."""
+        self._thread.start()
+
+    def put(self, result: Result) -> None:
+        """Hands over one result."""
+        self._queue.put(result)
+
+    @property
+    def dropped(self) -> int:
+        """Results that no sink saw because the sinks were too slow."""
+        return self._queue.dropped
+
+    def close(self) -> None:
+        """Emits what is queued, then closes the sinks."""
+        self._queue.close()
+        self._thread.join()
+        for sink in self._sinks:
+            sink.close()
+
+    def _run(self) -> None:
+        while (result := self._queue.get()) is not None:
+            for sink in self._sinks:
+                self._emit(sink, result)
+
+    def _emit(self, sink: Sink, result: Result) -> None:
+        try:
+            sink.emit(result)
+        except EdgeloopError as error:
+            if not self.failed:
+                log.error("%s; detection goes on", error)
+            self.failed += 1

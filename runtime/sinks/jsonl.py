@@ -1,0 +1,57 @@
+"""One JSON object a frame, appended to a file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from runtime.errors import SinkError
+from runtime.pipeline import Result
+
+
+class JsonlSink:
+    """Appends lines; each is complete on disk before the next is begun."""
+
+    def __init__(self, path: str, class_names: list[str]) -> None:
+        """Opens `path` for appending.
+
+        Raises:
+            SinkError: it cannot be written.
+        """
+        self._names, self._path = class_names, path
+        try:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            self._file = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115  line-buffered, open for the daemon's life
+        except OSError as error:
+            raise SinkError(f"{path} cannot be written: {error.strerror}; check `path` of the jsonl sink") from error
+
+    def emit(self, result: Result) -> None:
+        """Writes one line.
+
+        Raises:
+            SinkError: the disk is full.
+        """
+        try:
+            self._file.write(json.dumps(self._record(result), separators=(",", ":")) + "\n")
+        except OSError as error:
+            raise SinkError(f"{self._path} cannot be written: {error.strerror}; free some space") from error
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+    def _record(self, result: Result) -> dict[str, object]:
+        frame, found = result.frame, result.detections
+        boxes = zip(found.xyxy.tolist(), found.confidence.tolist(), found.class_id.tolist(), strict=True)
+        return {
+            "camera": frame.camera,
+            "frame": frame.index,
+            "epoch": frame.epoch,
+            "time": round(frame.captured_wall_s, 3),
+            "age_ms": round(result.age_s * 1e3, 2),
+            "infer_ms": round(result.infer_s * 1e3, 2),
+            "bundle": result.bundle[:16],
+            "detections": [
+                {"class": self._names[c], "confidence": round(p, 4), "xyxy": [round(v, 2) for v in box]} for box, p, c in boxes
+            ],
+        }

@@ -1,0 +1,69 @@
+"""Where frames come from: one file a kind, same verbs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.sources.images import ImagesSource
+from runtime.sources.opencv import OpenCVSource
+from runtime.sources.simulated import Line, SimulatedSource
+
+if TYPE_CHECKING:
+    from runtime.config import ImagesConfig, OpenCVConfig, SimulatedConfig, SourceConfig
+
+
+class Source(Protocol):
+    """An opened source of pictures.
+
+    Attributes:
+        live: frames that are not taken in time are gone (a camera); otherwise the source waits (a file).
+        fps: the source's own rate in frames per second, None where unknown.
+    """
+
+    @property
+    def live(self) -> bool: ...
+
+    @property
+    def fps(self) -> float | None: ...
+
+    def images(self) -> Iterator[NDArray[np.uint8]]:
+        """Yields uint8 (h, w, 3) BGR pictures, each its own array, until the source ends.
+
+        Raises:
+            SourceError: the source gives something that is no picture.
+        """
+        ...
+
+    def close(self) -> None:
+        """Releases devices and connections."""
+        ...
+
+
+def _images(config: ImagesConfig) -> Source:
+    return ImagesSource(Path(config.path), loop=config.loop)
+
+
+def _opencv(config: OpenCVConfig) -> Source:
+    return OpenCVSource(config.uri, loop=config.loop)
+
+
+def _simulated(config: SimulatedConfig) -> Source:
+    line = Line(config.seed, config.size_wh, light=config.light, light_drift=config.light_drift)
+    return SimulatedSource(line, config.frames, config.start)
+
+
+_OPEN: dict[str, Callable[[Any], Source]] = {"images": _images, "opencv": _opencv, "simulated": _simulated}
+
+
+def open_source(config: SourceConfig) -> Source:
+    """Opens the source that a camera's configuration names.
+
+    Raises:
+        SourceError: it cannot be opened.
+    """
+    return _OPEN[config.kind](config)

@@ -1,0 +1,81 @@
+"""Video files, V4L2 devices and RTSP streams through OpenCV."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.errors import SourceError
+
+_OPEN_TIMEOUT_MS = 10_000  # a dead camera must not hold its thread for OpenCV's 30 s
+_READ_TIMEOUT_MS = 10_000
+
+
+class OpenCVSource:
+    """A file, `/dev/videoN` or a stream URL.
+
+    Attributes:
+        live: True for devices and streams: frames that nobody takes are gone.
+        fps: the file's own rate, None where unknown.
+    """
+
+    fps: float | None
+
+    def __init__(self, uri: str, *, loop: bool = False) -> None:
+        """Opens the stream.
+
+        Raises:
+            SourceError: no such file, or nothing in it that OpenCV can decode.
+        """
+        self.live = "://" in uri or uri.startswith("/dev/video")
+        self._name = redacted(uri)
+        self._uri, self._loop = uri, loop
+        if not self.live and not Path(uri).is_file():
+            raise SourceError(f"no such video file: {uri}; check `uri` of the camera")
+        cv2.setLogLevel(0)  # OpenCV's own complaints repeat ours with its source lines
+        self._capture = self._open()
+        rate = float(self._capture.get(cv2.CAP_PROP_FPS))
+        self.fps = rate if not self.live and 0 < rate < 1000 else None
+
+    def images(self) -> Iterator[NDArray[np.uint8]]:
+        """Yields decoded pictures until the file ends or the stream breaks."""
+        read = 0
+        while True:
+            ok, image = self._capture.read()
+            if ok:
+                read += 1
+                yield np.asarray(image, np.uint8)
+            elif read == 0 and not self.live:
+                raise SourceError(f"{self._name} holds no frame that can be decoded; check the file or its codec")
+            elif self._loop:
+                self._capture.release()
+                self._capture, read = self._open(), 0
+            else:
+                return
+
+    def close(self) -> None:
+        """Releases the device or the connection."""
+        self._capture.release()
+
+    def _open(self) -> cv2.VideoCapture:
+        device = re.fullmatch(r"/dev/video(\d+)", self._uri)
+        if device:
+            capture = cv2.VideoCapture(int(device[1]), cv2.CAP_V4L2)
+        else:
+            timeouts = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, _OPEN_TIMEOUT_MS, cv2.CAP_PROP_READ_TIMEOUT_MSEC, _READ_TIMEOUT_MS]
+            capture = cv2.VideoCapture(self._uri, cv2.CAP_FFMPEG, timeouts)
+        if not capture.isOpened():
+            raise SourceError(
+                f"{self._name} cannot be opened as video; check that it plays elsewhere and, for a stream, host and password"
+            )
+        return capture
+
+
+def redacted(uri: str) -> str:
+    """The URI without user and password, for logs."""
+    return re.sub(r"//[^/@]*@", "//***@", uri)
