@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -33,8 +34,8 @@ class CalibrationFrames:
     seed: int
 
 
-def sample_frames(pool: Pool, count: int, held_out: int, seed: int) -> CalibrationFrames:
-    """Draws calibration and held-out frames spread over the pool's time.
+def sample_frames(pool: Pool, count: int, held_out: int, seed: int, until_s: float | None = None) -> CalibrationFrames:
+    """Draws calibration and held-out frames spread over the pool's time, up to the Unix time `until_s`.
 
     Neighbouring frames of a video are nearly the same picture, so the time line is cut into as many stretches as frames
     are wanted, and one frame is drawn from each. A pool with fewer than `count + held_out` frames gives at most
@@ -43,9 +44,11 @@ def sample_frames(pool: Pool, count: int, held_out: int, seed: int) -> Calibrati
     Raises:
         PoolError: the pool is empty.
     """
-    entries = pool.entries()
+    entries = pool.entries(until_s)
     if not entries:
-        raise PoolError(f"pool {pool.path} is empty; fill it with: edge pool add {pool.path} IMAGES, or run the daemon with `collect`")
+        raise PoolError(
+            f"pool {pool.path} is empty; fill it with: edge pool add {pool.path} IMAGES, or run the daemon with `collect`"
+        )
     spared = min(held_out, len(entries) // 4)
     picked = time_spread(entries, min(count, len(entries) - spared) + spared, seed)
     checks = {entry.sha256 for entry in time_spread(picked, spared, seed + 1)}
@@ -63,4 +66,4 @@ def time_spread(ordered: Sequence[T], count: int, seed: int) -> list[T]:
         return list(ordered)
     rng = np.random.default_rng(seed)
     edges = np.linspace(0, len(ordered), count + 1)
-    return [ordered[int(rng.integers(int(low), max(int(low) + 1, int(high))))] for low, high in zip(edges[:-1], edges[1:], strict=True)]
+    return [ordered[int(rng.integers(int(low), max(int(low) + 1, int(high))))] for low, high in itertools.pairwise(edges)]

@@ -45,7 +45,7 @@ def finish_bundle(staging: Path, manifest: Manifest, out: Path) -> Bundle:
         if (out / "manifest.json").is_file() and (out / "manifest.json").read_bytes() == manifest_bytes(manifest):
             return Bundle.open(out)
         raise ConversionError(f"{out} exists already; remove it, or choose another --out")
-    os.replace(staging, out)
+    staging.replace(out)
     return Bundle.open(out)
 
 

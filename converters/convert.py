@@ -52,6 +52,7 @@ class ConvertRequest:
         confidence, iou: thresholds of the release, 0 to 1.
         frames: how many frames calibrate.
         seed: of the draw.
+        until_s: use pool frames captured up to this Unix time; None for all.
         lineage, accuracy: facts for the manifest that the caller knows.
     """
 
@@ -64,6 +65,7 @@ class ConvertRequest:
     iou: float = 0.7
     frames: int = DEFAULT_CALIBRATION_FRAMES
     seed: int = 0
+    until_s: float | None = None
     lineage: Mapping[str, str] = field(default_factory=dict)
     accuracy: Mapping[str, float] = field(default_factory=dict)
 
@@ -92,12 +94,14 @@ def _convert(request: ConvertRequest, place: Callable[[Manifest], Path], beside:
         start = time.monotonic()
         fp32 = onnx_from_torch(detector_from_checkpoint(checkpoint), preprocess)
         models = {"fp32": _save(fp32, staging / "model.fp32.onnx")}
-        report(f"exported {checkpoint.model} at {side}×{side}, {len(checkpoint.names)} classes, {time.monotonic() - start:.1f} s")
+        report(
+            f"exported {checkpoint.model} at {side}×{side}, {len(checkpoint.names)} classes, {time.monotonic() - start:.1f} s"
+        )
         thresholds = Thresholds(request.confidence, request.iou if uses_nms(fp32) else None)
         parity, calibration = [], None
         if request.pool is not None:
             with Pool.open(request.pool) as pool:
-                frames = sample_frames(pool, request.frames, DEFAULT_PARITY_FRAMES, request.seed)
+                frames = sample_frames(pool, request.frames, DEFAULT_PARITY_FRAMES, request.seed, request.until_s)
                 start = time.monotonic()
                 int8 = qdq_from_onnx(fp32, PoolBatches(pool, frames.calibration, preprocess), len(frames.calibration))
                 models["int8"] = _save(int8, staging / "model.int8.onnx")

@@ -6,6 +6,7 @@ None edits its argument. Standard ONNX only, opset 17, static shapes: what ONNX 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -41,7 +42,9 @@ def with_uint8_bgr_input(model: onnx.ModelProto, scale: float, *, swap_channels:
     graph.input[0].CopyFrom(helper.make_tensor_value_info(IMAGES, TensorProto.UINT8, [batch, height, width, channels]))
     users[0].input[0] = f"{_PREFIX}/nchw"
     cast = helper.make_node("Cast", [IMAGES], [f"{_PREFIX}/float"], f"{_PREFIX}/Cast", to=TensorProto.FLOAT)
-    transpose = helper.make_node("Transpose", [f"{_PREFIX}/float"], [f"{_PREFIX}/nchw"], f"{_PREFIX}/Transpose", perm=[0, 3, 1, 2])
+    transpose = helper.make_node(
+        "Transpose", [f"{_PREFIX}/float"], [f"{_PREFIX}/nchw"], f"{_PREFIX}/Transpose", perm=[0, 3, 1, 2]
+    )
     graph.node.insert(0, cast)
     graph.node.insert(1, transpose)
     return model
@@ -109,7 +112,7 @@ class _Builder:
         self._count += 1
         return f"{self._prefix}/{kind}_{self._count}"
 
-    def node(self, kind: str, inputs: Sequence[str], output: str | None = None, **attributes: object) -> str:
+    def node(self, kind: str, inputs: Sequence[str], output: str | None = None, **attributes: Any) -> str:
         name = self._name(kind)
         self._graph.node.append(helper.make_node(kind, list(inputs), [output or name], name, **attributes))
         return output or name
@@ -145,7 +148,11 @@ def _with_detection_outputs(
 ) -> onnx.ModelProto:
     batch, k = shape
     _drop_outputs(model, [replaced])
-    kinds = (("boxes", TensorProto.FLOAT, [batch, k, 4]), ("scores", TensorProto.FLOAT, [batch, k]), ("classes", TensorProto.INT64, [batch, k]))
+    kinds = (
+        ("boxes", TensorProto.FLOAT, [batch, k, 4]),
+        ("scores", TensorProto.FLOAT, [batch, k]),
+        ("classes", TensorProto.INT64, [batch, k]),
+    )
     for source, (name, dtype, dims) in zip(names, kinds, strict=True):
         model.graph.node.append(helper.make_node("Identity", [source], [name], f"{_PREFIX}/{name}"))
         model.graph.output.append(helper.make_tensor_value_info(name, dtype, dims))

@@ -44,7 +44,15 @@ TOP_K = 1000
 END_TO_END_TOP_K = 300
 DEFAULT_IMGSZ = 640
 _FEATURES = ("p3", "p4", "p5")
-_SCALES = {"yolov5": "nsmlx", "yolov8": "nsmlx", "yolov9": "tsmce", "yolov10": "nsmblx", "yolo11": "nsmlx", "yolo12": "nsmlx", "yolo26": "nsmlx"}
+_SCALES = {
+    "yolov5": "nsmlx",
+    "yolov8": "nsmlx",
+    "yolov9": "tsmce",
+    "yolov10": "nsmblx",
+    "yolo11": "nsmlx",
+    "yolo12": "nsmlx",
+    "yolo26": "nsmlx",
+}
 MODEL_NAMES = tuple(family + scale for family, scales in _SCALES.items() for scale in scales)
 
 
@@ -84,7 +92,7 @@ def import_ultralytics() -> None:
         settings.mkdir(mode=0o700, exist_ok=True)
         os.environ["YOLO_CONFIG_DIR"] = str(settings)
     try:
-        import ultralytics.utils  # heavy (torch, 6 s) and AGPL: never at import of ours
+        import ultralytics.utils  # noqa: F401  heavy (torch, 6 s) and AGPL: never at import of ours
     except ImportError as error:
         raise MissingPackageError("ultralytics", "train") from error
 
@@ -103,7 +111,9 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, data.getvalue())
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be written: {error.strerror}; free some space or choose another folder") from error
+        raise CheckpointError(
+            f"{path} cannot be written: {error.strerror}; free some space or choose another folder"
+        ) from error
 
 
 def load_checkpoint(path: Path, model: str | None = None) -> Checkpoint:
@@ -142,7 +152,9 @@ def _read_tensors(path: Path) -> dict[str, Any]:
     tensors = isinstance(content, dict) and all(isinstance(value, torch.Tensor) for value in content.values())
     if not isinstance(content, dict) or not content or not (tensors or content.get("format") == CHECKPOINT_FORMAT):
         kind = content.get("format", "an unknown layout") if isinstance(content, dict) else type(content).__name__
-        raise CheckpointError(f"{path} holds {kind}, expected {CHECKPOINT_FORMAT} or a state dict of tensors; convert it with its own tool")
+        raise CheckpointError(
+            f"{path} holds {kind}, expected {CHECKPOINT_FORMAT} or a state dict of tensors; convert it with its own tool"
+        )
     return content
 
 
@@ -167,7 +179,9 @@ def detector_from_checkpoint(checkpoint: Checkpoint) -> DetectionModel:
         CheckpointError: a backbone without head, or tensors of another architecture.
     """
     if checkpoint.kind != "detector":
-        raise CheckpointError(f"this checkpoint is a {checkpoint.kind} of {checkpoint.model}; fine-tune it first with: edge finetune --init")
+        raise CheckpointError(
+            f"this checkpoint is a {checkpoint.kind} of {checkpoint.model}; fine-tune it first with: edge finetune --init"
+        )
     model = build_model(checkpoint.model, len(checkpoint.names))
     own = model.state_dict()
     wrong = [key for key in own if key not in checkpoint.state or checkpoint.state[key].shape != own[key].shape]
@@ -234,28 +248,30 @@ def _export(detector: DetectionModel, preprocess: Preprocess, batch: int) -> onn
 
     width, height = preprocess.size_wh
     images = torch.zeros(batch, 3, height, width)
-    data = io.BytesIO()
     raw = Raw()
     raw(images)  # builds the anchors outside the trace
-    with torch.no_grad(), warnings.catch_warnings():
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tracer warnings about the head's static shapes, which are what we want
+        path = Path(folder) / "raw.onnx"
         torch.onnx.export(
-            raw, (images,), data, opset_version=OPSET, dynamo=False, do_constant_folding=True,
+            raw, (images,), path, opset_version=OPSET, dynamo=False, do_constant_folding=True,
             input_names=[IMAGES], output_names=["predictions", *_FEATURES],
         )  # fmt: skip
-    return onnx.load_from_string(data.getvalue())
+        return onnx.load(path)
 
 
 def _is_end_to_end(exported: onnx.ModelProto) -> bool:
     dims = [dim.dim_value for dim in exported.graph.output[0].type.tensor_type.shape.dim]
-    return dims[-1] == 6 and dims[1] <= END_TO_END_TOP_K
+    return bool(dims[-1] == 6 and dims[1] <= END_TO_END_TOP_K)
 
 
 def _class_count(path: Path, state: Mapping[str, torch.Tensor]) -> int:
     """Rows of the last class convolution of the head (`model.23.cv3.0.2.weight`)."""
     rows = [value.shape[0] for key, value in state.items() if re.fullmatch(r"model\.\d+\.cv3\.0\.2\.weight", key)]
     if len(rows) != 1:
-        raise CheckpointError(f"{path} has no YOLO detection head (no tensor model.N.cv3.0.2.weight); name a detector of {', '.join(_SCALES)}")
+        raise CheckpointError(
+            f"{path} has no YOLO detection head (no tensor model.N.cv3.0.2.weight); name a detector of {', '.join(_SCALES)}"
+        )
     return int(rows[0])
 
 

@@ -71,7 +71,10 @@ class _Tally:
 
 
 def measure_parity(
-    models: Mapping[str, Path], canvases: Iterable[NDArray[np.uint8]], thresholds: Thresholds, engines: Sequence[str] = tuple(ENGINES)
+    models: Mapping[str, Path],
+    canvases: Iterable[NDArray[np.uint8]],
+    thresholds: Thresholds,
+    engines: Sequence[str] = tuple(ENGINES),
 ) -> list[Parity]:
     """Runs every precision under every installed engine on the same canvases.
 
@@ -104,14 +107,18 @@ def measure_parity(
 
 def prefer(parity: Sequence[Parity]) -> Preferred:
     """The fastest engine and precision that agrees with FP32; FP32 under ONNX Runtime when nothing was measured."""
-    sound = [row for row in parity if row.f1_against_fp32 >= MIN_F1_AGAINST_FP32 and abs(row.mean_score_shift) <= MAX_SCORE_SHIFT]
+    sound = [
+        row for row in parity if row.f1_against_fp32 >= MIN_F1_AGAINST_FP32 and abs(row.mean_score_shift) <= MAX_SCORE_SHIFT
+    ]
     if not sound:
         return Preferred(engine=REFERENCE[1], precision="fp32", reason="not measured: no held-out frames in the pool")
     best = min(sound, key=lambda row: row.latency_p50_ms)
     refused = [row for row in parity if row not in sound]
     reason = f"fastest of {len(sound)} that agree with FP32, p50 {best.latency_p50_ms:.1f} ms"
     if refused:
-        reason += "; refused: " + ", ".join(f"{row.precision} on {row.engine} (F1 {row.f1_against_fp32:.2f})" for row in refused)
+        reason += "; refused: " + ", ".join(
+            f"{row.precision} on {row.engine} (F1 {row.f1_against_fp32:.2f})" for row in refused
+        )
     return Preferred(engine=best.engine, precision=best.precision, reason=reason)
 
 

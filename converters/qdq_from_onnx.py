@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import onnx
@@ -62,7 +63,11 @@ def with_unsigned_activations(model: onnx.ModelProto) -> onnx.ModelProto:
     rewritten = onnx.ModelProto()
     rewritten.CopyFrom(model)
     constants = {item.name: item for item in rewritten.graph.initializer}
-    pairs = [node for node in rewritten.graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear") and node.input[0] not in constants]
+    pairs = [
+        node
+        for node in rewritten.graph.node
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear") and node.input[0] not in constants
+    ]
     for name in {node.input[2] for node in pairs}:
         zero_point = numpy_helper.to_array(constants[name])
         if zero_point.dtype == np.int8:
@@ -105,7 +110,8 @@ def _decodes_distances(node: onnx.NodeProto, weights: dict[str, onnx.TensorProto
     return bool(np.array_equal(values, np.arange(len(values))))
 
 
-def _import_nncf():  # type: ignore[no-untyped-def]  # the module itself
+def _import_nncf() -> Any:
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # "No CUDA runtime is found" on every CPU
     # NNCF otherwise sends usage data to Google Analytics and may ask for consent on the terminal.
     os.environ.setdefault("NNCF_CI", "1")
     try:
@@ -113,4 +119,5 @@ def _import_nncf():  # type: ignore[no-untyped-def]  # the module itself
     except ImportError as error:
         raise MissingPackageError("nncf", "convert") from error
     logging.getLogger("nncf").setLevel(logging.ERROR)
+
     return nncf

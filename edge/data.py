@@ -97,7 +97,9 @@ def split_dataset(folder: Path, out: Path, pattern: str, labels: int, val_share:
     paths = list_images(folder / "images")
     groups = _grouped(paths, pattern)
     if len(groups) < 2:
-        raise DataError(f"--group {pattern!r} puts all {len(paths)} images of {folder} into one group; choose a pattern that tells scenes apart")
+        raise DataError(
+            f"--group {pattern!r} puts all {len(paths)} images of {folder} into one group; choose a pattern that tells scenes apart"
+        )
     order = sorted(groups)
     random.Random(seed).shuffle(order)
     val: list[Path] = []
@@ -128,7 +130,9 @@ def read_labels(paths: Sequence[Path], classes: int) -> tuple[LabeledImage, ...]
     if problems:
         more = f"\n  … and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
         listed = "\n  ".join(problems[:_SHOWN])
-        raise DataError(f"{len(problems)} label problem(s); a label line is `class cx cy w h` with 0 ≤ values ≤ 1:\n  {listed}{more}")
+        raise DataError(
+            f"{len(problems)} label problem(s); a label line is `class cx cy w h` with 0 ≤ values ≤ 1:\n  {listed}{more}"
+        )
     return tuple(items)
 
 
@@ -202,11 +206,15 @@ def _image_paths(base: Path, value: object, data_yaml: Path) -> list[Path]:
     try:
         lines = target.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{data_yaml} names {target}, which is neither a folder of images nor a list of files; fix the path") from error
+        raise DataError(
+            f"{data_yaml} names {target}, which is neither a folder of images nor a list of files; fix the path"
+        ) from error
     paths = [target.parent / line.strip() for line in lines if line.strip()]
     missing = [path for path in paths if path.suffix.lower() not in IMAGE_SUFFIXES or not path.is_file()]
     if missing:
-        raise DataError(f"{target} lists {len(missing)} of {len(paths)} images that do not exist, first {missing[0]}; fix the list")
+        raise DataError(
+            f"{target} lists {len(missing)} of {len(paths)} images that do not exist, first {missing[0]}; fix the list"
+        )
     return paths
 
 

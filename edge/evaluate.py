@@ -103,7 +103,9 @@ def coco_map(pairs: Sequence[Pair], names: Sequence[str]) -> tuple[float, float]
     if not truths or not found:
         return 0.0, 0.0
     categories = [{"id": index, "name": name} for index, name in enumerate(names)]
-    coco = COCO({"images": [{"id": index} for index in range(len(pairs))], "categories": categories, "annotations": truths, "info": {}})
+    coco = COCO(
+        {"images": [{"id": index} for index in range(len(pairs))], "categories": categories, "annotations": truths, "info": {}}
+    )
     scorer = COCOeval_faster(coco, coco.loadRes(found), iouType="bbox", print_function=lambda *_: None)
     scorer.params.maxDets = [1, 10, _MAX_DETECTIONS]
     scorer.evaluate()
@@ -118,8 +120,12 @@ def _coco_records(pairs: Sequence[Pair]) -> tuple[list[dict[str, object]], list[
     for image_id, (truth, detections) in enumerate(pairs):
         for box, class_id in zip(_xywh(truth), truth.class_id.tolist(), strict=True):
             area = box[2] * box[3]
-            truths.append({"id": len(truths) + 1, "image_id": image_id, "category_id": class_id, "bbox": box, "area": area, "iscrowd": 0})
-        for box, class_id, score in zip(_xywh(detections), detections.class_id.tolist(), detections.confidence.tolist(), strict=True):
+            truths.append(
+                {"id": len(truths) + 1, "image_id": image_id, "category_id": class_id, "bbox": box, "area": area, "iscrowd": 0}
+            )
+        for box, class_id, score in zip(
+            _xywh(detections), detections.class_id.tolist(), detections.confidence.tolist(), strict=True
+        ):
             found.append({"image_id": image_id, "category_id": class_id, "bbox": box, "score": score})
     return truths, found
 

@@ -9,14 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from converters.onnx_from_torch import Checkpoint, import_ultralytics, load_checkpoint, save_checkpoint
+from converters.onnx_from_torch import Checkpoint, load_checkpoint, save_checkpoint
 from edge.data import Dataset, load_dataset
 from edge.errors import TrainingError
 from edge.evaluate import Accuracy, evaluate
+from edge.pool_light import PoolLight
 from edge.progress import Progress
 from edge.torch_detector import torch_detector
 from edge.training import Budget, Run, adamw, train_epoch, with_training
-from edge.yolo import build_detector, family_of, inject, training_loader
+from edge.yolo import BatchSpec, WeightAverage, build_detector, family_of, inject, training_loader, weight_average
 from runtime.preprocess import Preprocess
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ class FinetuneRequest:
         freeze_backbone: train neck and head only.
         eval_every: epochs between looks at the held-out images; 0 for the last epoch only.
         confidence: threshold that F1 is told at.
+        light_pool: a pool whose light half of the labelled images are given; None leaves them as they are.
+        until_s: of that pool, frames captured up to this Unix time; None for all.
         resume: go on with the run in `out`.
     """
 
@@ -58,6 +61,8 @@ class FinetuneRequest:
     freeze_backbone: bool = False
     eval_every: int = 0
     confidence: float = 0.25
+    light_pool: Path | None = None
+    until_s: float | None = None
     resume: bool = False
 
 
@@ -91,12 +96,18 @@ def finetune(request: FinetuneRequest) -> Finetuned:
     injected = _inject_all(detector, request)
     detector.to(memory_format=torch.channels_last)
     frozen = _freeze(detector, request)
-    ema = _make_ema(detector)
+    ema = weight_average(detector)
     optimizer = adamw([detector], request.lr, _WEIGHT_DECAY)
     run = Run(request.out, {"detector": detector, "ema": ema.ema}, optimizer, Budget(request.epochs, request.lr), request.seed)
-    digest = _data_digest(dataset)
+    digest = data_digest(dataset)
     run.start({"model": request.model, "data": digest, "imgsz": request.imgsz, "batch": request.batch}, resume=request.resume)
-    lineage = {**injected, "labels_sha256": digest, "labels": str(len(dataset.train)), "finetune_epochs": str(request.epochs), "finetune_seed": str(request.seed)}
+    lineage = {
+        **injected,
+        "labels_sha256": digest,
+        "labels": str(len(dataset.train)),
+        "finetune_epochs": str(request.epochs),
+        "finetune_seed": str(request.seed),
+    }
     found: Accuracy | None = None
     loaders = _Loaders(dataset, request)
     with Progress("finetune", (request.epochs - run.epoch) * len(loaders.mosaic)) as progress:
@@ -120,8 +131,12 @@ class _Loaders:
 
     def __init__(self, dataset: Dataset, request: FinetuneRequest) -> None:
         self._request = request
+        relight = PoolLight(request.light_pool, request.until_s, request.seed) if request.light_pool else None
         self.mosaic, self.plain = (
-            training_loader(dataset.train, dataset.names, request.imgsz, request.batch, request.seed, mosaic=mosaic) for mosaic in (True, False)
+            training_loader(
+                dataset.train, dataset.names, BatchSpec(request.imgsz, request.batch, request.seed, mosaic), relight
+            )
+            for mosaic in (True, False)
         )
 
     def of(self, epoch: int) -> DataLoader[object]:
@@ -159,18 +174,11 @@ def _train_mode(detector: DetectionModel, frozen: list[torch.nn.Module]) -> None
         layer.eval()  # frozen weights with moving batch-norm statistics would not be frozen
 
 
-def _make_ema(detector: DetectionModel):  # type: ignore[no-untyped-def]  # ultralytics' ModelEMA
-    import_ultralytics()
-    from ultralytics.utils.torch_utils import ModelEMA
-
-    return ModelEMA(detector)
-
-
-def _loss(detector: DetectionModel, ema: object) -> Callable[[Mapping[str, torch.Tensor]], torch.Tensor]:
+def _loss(detector: DetectionModel, ema: WeightAverage) -> Callable[[Mapping[str, torch.Tensor]], torch.Tensor]:
     import torch
 
     def loss_of(batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        ema.update(detector)  # type: ignore[attr-defined]  # of the step before; the last one is below a thousandth
+        ema.update(detector)  # of the step before; the last one is below a thousandth
         images = batch["img"].contiguous(memory_format=torch.channels_last).float() / 255
         loss, _ = detector({**batch, "img": images})
         total: torch.Tensor = loss.sum() / len(images)
@@ -193,7 +201,12 @@ def _checkpoint(detector: DetectionModel, dataset: Dataset, request: FinetuneReq
     return Checkpoint(request.model, dataset.names, detector.state_dict(), request.imgsz, "detector", lineage)
 
 
-def _data_digest(dataset: Dataset) -> str:
+def data_digest(dataset: Dataset) -> str:
+    """SHA-256 over names and labels of the training images.
+
+    Raises:
+        TrainingError: there are none.
+    """
     digest = hashlib.sha256()
     for item in dataset.train:
         digest.update(item.path.name.encode() + item.class_id.tobytes() + item.cxcywh.tobytes())

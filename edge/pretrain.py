@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,7 @@ class PretrainRequest:
         imgsz: side of the views in pixels.
         batch: images a step; their views are each other's negatives.
         epochs, lr, seed: the usual.
+        until_s: use frames captured up to this Unix time; None for all.
         resume: go on with the run in `out`.
     """
 
@@ -50,6 +52,7 @@ class PretrainRequest:
     epochs: int = 10
     lr: float = 1e-3
     seed: int = 0
+    until_s: float | None = None
     resume: bool = False
 
 
@@ -63,19 +66,34 @@ def pretrain(request: PretrainRequest) -> Path:
     import torch
 
     with Pool.open(request.pool) as pool:
-        entries = _entries(pool, request.batch)
+        entries = _entries(pool, request)
         detector = build_detector(request.model, ["object"], request.seed)
         _start_from(detector, request)
         backbone = build_backbone(detector, request.model)
         channels = backbone(torch.zeros(1, 3, 64, 64)).shape[1]
-        method = build_simclr(backbone, channels).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        run = Run(request.out, {"method": method}, adamw([method], request.lr, _WEIGHT_DECAY), Budget(request.epochs, request.lr), request.seed)
+        method = build_simclr(backbone, channels).to(memory_format=torch.channels_last)
+        run = Run(
+            request.out,
+            {"method": method},
+            adamw([method], request.lr, _WEIGHT_DECAY),
+            Budget(request.epochs, request.lr),
+            request.seed,
+        )
         digest = hashlib.sha256("".join(entry.sha256 for entry in entries).encode()).hexdigest()
-        run.start({"model": request.model, "pool": digest, "imgsz": request.imgsz, "batch": request.batch}, resume=request.resume)
+        frozen_pool = digest if request.until_s is None else f"until {request.until_s}"  # a live pool may evict meanwhile
+        run.start(
+            {"model": request.model, "pool": frozen_pool, "imgsz": request.imgsz, "batch": request.batch}, resume=request.resume
+        )
         batch = min(request.batch, len(entries))
         steps = len(entries) // batch
         views = TwoViews(request.imgsz)
-        lineage = {"ssl": "simclr", "ssl_pool_sha256": digest, "ssl_frames": str(len(entries)), "ssl_epochs": str(request.epochs), "ssl_seed": str(request.seed)}
+        lineage = {
+            "ssl": "simclr",
+            "ssl_pool_sha256": digest,
+            "ssl_frames": str(len(entries)),
+            "ssl_epochs": str(request.epochs),
+            "ssl_seed": str(request.seed),
+        }
         with Progress("pretrain", (request.epochs - run.epoch) * steps) as progress:
             for epoch in run.epochs(steps):
                 method.train()
@@ -88,20 +106,20 @@ def pretrain(request: PretrainRequest) -> Path:
         return path
 
 
-def _entries(pool: Pool, batch: int) -> list[PoolEntry]:
-    entries = pool.entries()
+def _entries(pool: Pool, request: PretrainRequest) -> list[PoolEntry]:
+    entries, batch = pool.entries(request.until_s), request.batch
     if not entries:
         raise PoolError(f"pool {pool.path} is empty; fill it with: edge pool add {pool.path} IMAGES")
     if len(entries) < 2 or batch < 2:
-        raise TrainingError(f"contrastive pretraining needs at least 2 frames a batch, but got {min(len(entries), batch)}; collect more frames")
+        raise TrainingError(
+            f"contrastive pretraining needs at least 2 frames a batch, but got {min(len(entries), batch)}; collect more frames"
+        )
     return entries
 
 
 def _start_from(detector: torch.nn.Module, request: PretrainRequest) -> None:
     if request.init is not None:
         told = inject(detector, load_checkpoint(request.init), request.model)
-        import sys
-
         sys.stderr.write(f"starting from {request.init}: {told}\n")
 
 

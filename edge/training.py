@@ -131,11 +131,15 @@ class Run:
     def _restore(self, checkpoint: Checkpoint) -> None:
         state = checkpoint.training
         if state is None:
-            raise TrainingError(f"{self.out / LAST} is a released checkpoint without training state; start a new run with --init")
+            raise TrainingError(
+                f"{self.out / LAST} is a released checkpoint without training state; start a new run with --init"
+            )
         differing = [key for key, value in self._fingerprint.items() if state["fingerprint"].get(key) != value]
         if differing:
             told = ", ".join(f"{key} {state['fingerprint'].get(key)} → {self._fingerprint[key]}" for key in differing)
-            raise TrainingError(f"{self.out} was started with other settings ({told}); resume with the same ones, or choose another --out")
+            raise TrainingError(
+                f"{self.out} was started with other settings ({told}); resume with the same ones, or choose another --out"
+            )
         for name, module in self._modules.items():
             module.load_state_dict(state["modules"][name])
         self._optimizer.load_state_dict(state["optimizer"])
@@ -151,7 +155,9 @@ class Run:
         return CosineWarmupScheduler(self._optimizer, round(self.budget.warmup * total), total)  # type: ignore[no-any-return]
 
 
-def train_epoch(run: Run, batches: Iterable[Any], loss_of: Callable[[Any], torch.Tensor], progress: Progress) -> dict[str, float]:
+def train_epoch(
+    run: Run, batches: Iterable[Any], loss_of: Callable[[Any], torch.Tensor], progress: Progress
+) -> dict[str, float]:
     """One epoch: a step for each batch; the mean loss and images' time."""
     losses, start = [], time.monotonic()
     for batch in batches:

@@ -5,15 +5,17 @@ The only file of `edge` that imports ultralytics; building and reading models is
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from converters.errors import CheckpointError
 from converters.onnx_from_torch import Checkpoint, build_model, import_ultralytics
 from edge.data import LabeledImage
+from runtime.images import read_image
 
 if TYPE_CHECKING:
     import torch
@@ -109,7 +111,9 @@ def build_backbone(detector: DetectionModel, model: str) -> torch.nn.Sequential:
 
     layers = list(detector.model)[: family_of(model).last_backbone_layer + 1]
     if any(layer.f != -1 for layer in layers):
-        raise CheckpointError(f"the backbone of {model} is no plain chain of layers and cannot be pretrained; choose another model")
+        raise CheckpointError(
+            f"the backbone of {model} is no plain chain of layers and cannot be pretrained; choose another model"
+        )
     return torch.nn.Sequential(*layers)
 
 
@@ -122,7 +126,9 @@ def inject(target: DetectionModel, source: Checkpoint, model: str) -> Injection:
         CheckpointError: another architecture, or tensors missing or of another shape.
     """
     if source.model != model:
-        raise CheckpointError(f"the checkpoint is of {source.model}, but the model is {model}; name the same architecture in both")
+        raise CheckpointError(
+            f"the checkpoint is of {source.model}, but the model is {model}; name the same architecture in both"
+        )
     own = target.state_dict()
     wanted = backbone_keys(model, own) if source.kind == "backbone" else list(own)
     fits = [key for key in wanted if key in source.state and source.state[key].shape == own[key].shape]
@@ -146,10 +152,57 @@ def _is_class_branch(key: str, model: str) -> bool:
     return int(parts[1]) == family_of(model).layers - 1 and parts[2] in ("cv3", "one2one_cv3")
 
 
+class WeightAverage(Protocol):
+    """Ultralytics' `ModelEMA`: an exponential moving average of a model's weights.
+
+    Attributes:
+        ema: the averaged model.
+        updates: how many steps it has seen; its memory grows with them.
+    """
+
+    ema: DetectionModel
+    updates: int
+
+    def update(self, model: DetectionModel) -> None:
+        """Takes in the weights of one more step."""
+        ...
+
+
+def weight_average(detector: DetectionModel) -> WeightAverage:
+    """An average that starts at the detector's weights."""
+    import_ultralytics()
+    from ultralytics.utils.torch_utils import ModelEMA
+
+    average: WeightAverage = ModelEMA(detector)
+    return average
+
+
+@dataclass(frozen=True, slots=True)
+class BatchSpec:
+    """What a training batch is like.
+
+    Attributes:
+        imgsz: side of the square images in pixels.
+        batch: how many.
+        seed: of their order.
+        mosaic: whether four images are pasted into one.
+    """
+
+    imgsz: int
+    batch: int
+    seed: int
+    mosaic: bool
+
+
+Relight = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
+
+
 def training_loader(
-    items: Sequence[LabeledImage], names: Sequence[str], imgsz: int, batch: int, seed: int, *, mosaic: bool
+    items: Sequence[LabeledImage], names: Sequence[str], batches: BatchSpec, relight: Relight | None
 ) -> DataLoader[Any]:
     """Batches with Ultralytics' own augmentation (mosaic, HSV, scale, flip), from labels that were checked before.
+
+    `relight` changes the light of an image before everything else.
 
     Ultralytics' dataset would write a pickled label cache beside the images and read one back; ours keeps out of there.
     """
@@ -167,23 +220,30 @@ def training_loader(
         def get_labels(self) -> list[dict[str, Any]]:
             return [_ultralytics_label(item) for item in items]
 
-    settings = get_cfg(DEFAULT_CFG_DICT, {"mosaic": 1.0 if mosaic else 0.0, "erasing": 0.0, "auto_augment": None})
+        def load_image(self, index: int, *arguments: Any, **options: Any) -> tuple[Any, ...]:
+            image, *sizes = super().load_image(index, *arguments, **options)
+            return (relight(image) if relight else image, *sizes)
+
+    settings = get_cfg(DEFAULT_CFG_DICT, {"mosaic": 1.0 if batches.mosaic else 0.0, "erasing": 0.0, "auto_augment": None})
     dataset = CheckedDataset(
-        img_path=[str(item.path) for item in items], imgsz=imgsz, batch_size=batch, augment=True, hyp=settings,
+        img_path=[str(item.path) for item in items], imgsz=batches.imgsz, batch_size=batches.batch, augment=True, hyp=settings,
         rect=False, cache=False, single_cls=False, stride=32, pad=0.0, prefix="", task="detect",
         data={"names": dict(enumerate(names)), "channels": 3},
     )  # fmt: skip
     generator = torch.Generator()
-    generator.manual_seed(seed)
+    generator.manual_seed(batches.seed)
     return torch.utils.data.DataLoader(
-        dataset, batch, shuffle=True, generator=generator, collate_fn=YOLODataset.collate_fn, drop_last=len(items) > batch
+        dataset,
+        batches.batch,
+        shuffle=True,
+        generator=generator,
+        collate_fn=YOLODataset.collate_fn,
+        drop_last=len(items) > batches.batch,
     )
 
 
 def _ultralytics_label(item: LabeledImage) -> dict[str, Any]:
-    import cv2
-
-    height, width = cv2.imread(str(item.path)).shape[:2]
+    height, width = read_image(item.path).shape[:2]
     return {
         "im_file": str(item.path), "shape": (height, width), "cls": item.class_id[:, None].astype(np.float32),
         "bboxes": item.cxcywh, "segments": [], "keypoints": None, "normalized": True, "bbox_format": "xywh",

@@ -1,11 +1,11 @@
 """Bundle: a released model as a content-addressed folder that is checked before anything is loaded.
 
-    bundles/
-      3f9c2ab1d07e54aa/      first 16 hex digits of the SHA-256 of manifest.json
-        manifest.json        what is in it, how it was made, what was measured; SHA-256 of every other file
-        model.fp32.onnx
-        model.int8.onnx
-      current -> 3f9c2ab1d07e54aa
+bundles/
+  3f9c2ab1d07e54aa/      first 16 hex digits of the SHA-256 of manifest.json
+    manifest.json        what is in it, how it was made, what was measured; SHA-256 of every other file
+    model.fp32.onnx
+    model.int8.onnx
+  current -> 3f9c2ab1d07e54aa
 """
 
 from __future__ import annotations

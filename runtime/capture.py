@@ -6,11 +6,11 @@ import logging
 import threading
 import time
 
+from runtime.config import FPS_MAX, CameraConfig
 from runtime.errors import SourceError
 from runtime.frame import Frame
 from runtime.queues import BoundedQueue
 from runtime.sources import Source, open_source
-from runtime.config import FPS_MAX, CameraConfig
 
 log = logging.getLogger(__name__)
 

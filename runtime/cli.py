@@ -19,7 +19,9 @@ class Program:
 
     def __init__(self, name: str, purpose: str) -> None:
         self.name = name
-        self.app = typer.Typer(name=name, help=purpose, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+        self.app = typer.Typer(
+            name=name, help=purpose, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
+        )
 
     def run(self) -> None:
         """Runs the command line and exits: 0 done, 2 refused, 130 interrupted."""

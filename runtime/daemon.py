@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 
 from runtime.capture import Capture
@@ -73,8 +74,10 @@ class Daemon:
         lossless = all(camera.fps == FPS_MAX for camera in config.cameras.values())
         self._outlet = Outlet([*sinks, self._collector] if self._collector else sinks, lossless=lossless)
         self._watcher = BundleWatcher(config.model, self._pipeline)
-        for part in (*self._captures, self._outlet, self._watcher):
-            part.start()
+        for capture in self._captures:
+            capture.start()
+        self._outlet.start()
+        self._watcher.start()
         self._started_s = time.monotonic()
         backend = self._pipeline.backend
         log.info("running bundle %s, %s on %s", self._pipeline.bundle.digest[:16], backend.precision, backend.engine)
@@ -189,6 +192,6 @@ class Daemon:
 
 def _process_began_s() -> float:
     """Unix time at which the kernel started this process (field 22 of /proc/self/stat, in ticks since boot)."""
-    with open("/proc/self/stat", encoding="ascii") as stat, open("/proc/uptime", encoding="ascii") as uptime:
-        ticks = float(stat.read().rsplit(")", 1)[1].split()[19])
-        return time.time() - float(uptime.read().split()[0]) + ticks / os.sysconf("SC_CLK_TCK")
+    ticks = float(Path("/proc/self/stat").read_text(encoding="ascii").rsplit(")", 1)[1].split()[19])
+    uptime_s = float(Path("/proc/uptime").read_text(encoding="ascii").split()[0])
+    return time.time() - uptime_s + ticks / os.sysconf("SC_CLK_TCK")

@@ -28,9 +28,7 @@ class Detections:
         for name, (shape, dtype) in expected.items():
             array = getattr(self, name)
             if array.shape != shape or array.dtype != dtype:
-                raise ValueError(
-                    f"{name} must be {np.dtype(dtype)} with shape {shape}, but got {array.dtype} {array.shape}"
-                )
+                raise ValueError(f"{name} must be {np.dtype(dtype)} with shape {shape}, but got {array.dtype} {array.shape}")
         if not np.isfinite(self.xyxy).all():
             raise ValueError("xyxy must be finite")
         if n and not (self.confidence.min() >= 0 and self.confidence.max() <= 1):
@@ -61,4 +59,4 @@ def box_iou(a_xyxy: NDArray[np.float32], b_xyxy: NDArray[np.float32]) -> NDArray
     area_a = (a_xyxy[:, 2:] - a_xyxy[:, :2]).prod(axis=1)
     area_b = (b_xyxy[:, 2:] - b_xyxy[:, :2]).prod(axis=1)
     union = area_a[:, None] + area_b[None, :] - overlap
-    return np.divide(overlap, union, out=np.zeros_like(overlap), where=union > 0)
+    return np.asarray(np.divide(overlap, union, out=np.zeros_like(overlap), where=union > 0), np.float32)

@@ -16,10 +16,10 @@ _COLORS = ((0, 159, 230), (233, 180, 86), (115, 158, 0), (66, 228, 240), (178, 1
 
 def annotated(image: NDArray[np.uint8], detections: Detections, class_names: Sequence[str]) -> NDArray[np.uint8]:
     """A copy of a BGR image (h, w, 3) with boxes, class names and confidences."""
-    canvas = image.copy()
+    canvas: NDArray[np.uint8] = image.copy()
     thick = max(1, round(max(image.shape[:2]) / 500))
     for box, confidence, class_id in zip(detections.xyxy, detections.confidence, detections.class_id, strict=True):
-        left, top, right, bottom = (int(round(float(value))) for value in box)
+        left, top, right, bottom = (round(float(value)) for value in box)
         color = _COLORS[int(class_id) % len(_COLORS)]
         cv2.rectangle(canvas, (left, top), (right, bottom), color, thick, cv2.LINE_AA)
         _label(canvas, f"{class_names[int(class_id)]} {confidence:.2f}", (left, top), color)

@@ -28,7 +28,7 @@ def write_atomically(path: Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(partial, path)
+        partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
 
@@ -38,4 +38,4 @@ def point_link(link: Path, target_name: str) -> None:
     partial = link.with_name(f".{link.name}.{os.getpid()}.partial")
     partial.unlink(missing_ok=True)
     partial.symlink_to(target_name)
-    os.replace(partial, link)
+    partial.replace(link)

@@ -205,10 +205,12 @@ class Pool:
         self._used_bytes += len(data)
         return entry
 
-    def entries(self) -> list[PoolEntry]:
-        """All rows, oldest first."""
+    def entries(self, until_s: float | None = None) -> list[PoolEntry]:
+        """All rows captured up to the Unix time `until_s` (None: all), oldest first."""
+        limit = float("inf") if until_s is None else until_s
+        query = f"SELECT {_COLUMNS} FROM frame WHERE captured_wall_s <= ? ORDER BY captured_wall_s, sha256"
         with _as_pool_error(self.path):
-            rows = self._db.execute(f"SELECT {_COLUMNS} FROM frame ORDER BY captured_wall_s, sha256").fetchall()
+            rows = self._db.execute(query, (limit,)).fetchall()
         return [_entry_from_row(row) for row in rows]
 
     def read_jpeg(self, entry: PoolEntry) -> bytes:
@@ -221,7 +223,9 @@ class Pool:
         try:
             data = path.read_bytes()
         except OSError as error:
-            raise PoolError(f"{path} cannot be read ({error.strerror}); drop such rows with: edge pool check {self.path} --repair") from error
+            raise PoolError(
+                f"{path} cannot be read ({error.strerror}); drop such rows with: edge pool check {self.path} --repair"
+            ) from error
         if hashlib.sha256(data).hexdigest() != entry.sha256:
             raise PoolError(
                 f"{path} is damaged: {len(data)} bytes where {entry.bytes} were written, or altered; "
@@ -263,7 +267,7 @@ class Pool:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(partial, path)
+            partial.replace(path)
             self._db.execute(f"INSERT INTO frame ({_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)", _row_from_entry(entry))
         except BaseException:
             partial.unlink(missing_ok=True)
@@ -298,7 +302,9 @@ def _as_pool_error(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise PoolError(f"pool {path} cannot be used: {error.strerror}; free some space, or make the folder writable") from error
+        raise PoolError(
+            f"pool {path} cannot be used: {error.strerror}; free some space, or make the folder writable"
+        ) from error
     except sqlite3.DatabaseError as error:
         raise PoolError(
             f"pool {path} cannot be used: its index.sqlite says '{error}'; "

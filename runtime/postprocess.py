@@ -53,9 +53,7 @@ def detections_from_outputs(outputs: Outputs, row: int, letterbox: Letterbox, th
     return Detections(letterbox.to_source(boxes), np.clip(scores, 0, 1).astype(np.float32), classes)
 
 
-def _nms(
-    boxes: NDArray[np.float32], scores: NDArray[np.float32], classes: NDArray[np.int32], iou: float
-) -> NDArray[np.intp]:
+def _nms(boxes: NDArray[np.float32], scores: NDArray[np.float32], classes: NDArray[np.int32], iou: float) -> NDArray[np.intp]:
     boxes_xywh = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
     chosen = cv2.dnn.NMSBoxesBatched(boxes_xywh.tolist(), scores.tolist(), classes.tolist(), 0.0, iou)
     order = np.asarray(chosen, np.intp).reshape(-1)

@@ -36,12 +36,12 @@ class Letterbox:
         """Maps boxes (n, 4) from canvas pixels to source pixels, clipped to the source image."""
         offset = np.array([self.left, self.top, self.left, self.top], np.float32)
         limit = np.array([*self.source_wh, *self.source_wh], np.float32)
-        return np.clip((boxes_xyxy - offset) / np.float32(self.gain), 0, limit).astype(np.float32)
+        return np.asarray(np.clip((boxes_xyxy - offset) / np.float32(self.gain), 0, limit), np.float32)
 
     def to_canvas(self, boxes_xyxy: NDArray[np.float32]) -> NDArray[np.float32]:
         """Maps boxes (n, 4) from source pixels to canvas pixels."""
         offset = np.array([self.left, self.top, self.left, self.top], np.float32)
-        return (boxes_xyxy * np.float32(self.gain) + offset).astype(np.float32)
+        return np.asarray(boxes_xyxy * np.float32(self.gain) + offset, np.float32)
 
 
 @dataclass(frozen=True, slots=True)

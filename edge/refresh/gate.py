@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from edge.data import LabeledImage
+from edge.data import Dataset
+from edge.errors import DataError
 from edge.evaluate import EVALUATION_CONFIDENCE, Accuracy, evaluate
 from runtime.bundle import Bundle
 from runtime.pipeline import Pipeline
@@ -30,12 +30,20 @@ class Verdict:
     reason: str
 
 
-def bundle_accuracy(path: Path, items: Sequence[LabeledImage]) -> Accuracy:
-    """Accuracy of a bundle on labelled images with its preferred engine and precision. Raises like `Bundle.open`."""
+def bundle_accuracy(path: Path, dataset: Dataset, engine: str = "auto", precision: str = "auto") -> Accuracy:
+    """Accuracy of a bundle, as deployed, on a data set's held-out images. Raises like `Bundle.open` and `open_backend`.
+
+    Raises:
+        DataError: the data set has other classes than the bundle.
+    """
     bundle = Bundle.open(path)
-    pipeline = Pipeline.load(bundle, confidence=EVALUATION_CONFIDENCE)
+    if tuple(bundle.manifest.classes) != dataset.names:
+        raise DataError(
+            f"bundle {path} has classes {bundle.manifest.classes[:8]}, the data set {list(dataset.names[:8])}; they must be the same"
+        )
+    pipeline = Pipeline.load(bundle, engine, precision, confidence=EVALUATION_CONFIDENCE)
     try:
-        return evaluate(pipeline.detect, items, bundle.manifest.classes, bundle.manifest.thresholds.confidence)
+        return evaluate(pipeline.detect, dataset.val, dataset.names, bundle.manifest.thresholds.confidence)
     finally:
         pipeline.close()
 
@@ -45,5 +53,7 @@ def compare(released: Accuracy, candidate: Accuracy, max_drop: float = MAX_DROP)
     drops = {"mAP50-95": released.map50_95 - candidate.map50_95, "F1": released.f1 - candidate.f1}
     failed = [f"{name} falls by {drop:.3f}" for name, drop in drops.items() if drop > max_drop]
     told = ", ".join(f"{name} {-drop:+.3f}" for name, drop in drops.items())
-    reason = f"{'; '.join(failed)}, more than {max_drop:g}" if failed else f"not worse: {told} on {candidate.images} held-out images"
+    reason = (
+        f"{'; '.join(failed)}, more than {max_drop:g}" if failed else f"not worse: {told} on {candidate.images} held-out images"
+    )
     return Verdict(released, candidate, not failed, reason)

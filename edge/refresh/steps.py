@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,14 +11,13 @@ from converters.convert import ConvertRequest, convert, to_stderr
 from edge.data import load_dataset
 from edge.errors import RefreshError
 from edge.evaluate import Accuracy
-from edge.finetune import FinetuneRequest, finetune
+from edge.finetune import FinetuneRequest, data_digest, finetune
 from edge.pretrain import PretrainRequest, pretrain
 from edge.refresh.gate import Verdict, bundle_accuracy, compare
 from edge.refresh.journal import Journal
 from edge.training import LAST
 from runtime.bundle import CURRENT, Bundle, publish
 from runtime.files import sha256_of_file
-from runtime.pool import Pool
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +35,7 @@ class RefreshRequest:
         imgsz: side of the detector's input in pixels.
         ssl_imgsz: side of the views in pixels.
         batch, lr, seed: of the re-tuning.
+        until_s: learn from frames captured up to this Unix time; None means up to the refresh's first start.
     """
 
     bundles: Path
@@ -53,6 +53,7 @@ class RefreshRequest:
     batch: int = 16
     lr: float = 1e-3
     seed: int = 0
+    until_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,13 +79,14 @@ def refresh(request: RefreshRequest) -> Refreshed:
         RefreshError: nothing released yet, or a work folder of another refresh.
         EdgeloopError: as of each step; `current` is unchanged.
     """
-    released = _released(request)
     request.out.mkdir(parents=True, exist_ok=True)
     journal = Journal(request.out)
-    inputs = _inputs(request, released)
-    ssl = journal.step("pretrain", inputs, lambda: _pretrain(request))
-    tuned = journal.step("tune", inputs, lambda: _tune(request, Path(ssl["backbone"])))
-    candidate = journal.step("convert", inputs, lambda: _convert(request, Path(tuned["detector"]), released))
+    inputs = _inputs(request)
+    begun = journal.step("begin", inputs, lambda: _begin(request))
+    released = Bundle.open(request.bundles / begun["released"])
+    ssl = journal.step("pretrain", inputs, lambda: _pretrain(request, begun["until_s"]))
+    tuned = journal.step("tune", inputs, lambda: _tune(request, Path(ssl["backbone"]), begun["until_s"]))
+    candidate = journal.step("convert", inputs, lambda: _convert(request, Path(tuned["detector"]), released, begun["until_s"]))
     told = journal.step("compare", inputs, lambda: _compare(request, released, Path(candidate["bundle"])))
     verdict = compare(Accuracy(**told["released"]), Accuracy(**told["candidate"]))
     bundle = Path(candidate["bundle"])
@@ -93,53 +95,52 @@ def refresh(request: RefreshRequest) -> Refreshed:
     return Refreshed(verdict, bundle, Path(ssl["backbone"]), Path(tuned["detector"]))
 
 
-def _released(request: RefreshRequest) -> Bundle:
+def _begin(request: RefreshRequest) -> dict[str, Any]:
+    """Fixes what the refresh starts from: the release that it must not fall behind, and the pool as it is now."""
     if not (request.bundles / CURRENT).exists():
-        raise RefreshError(f"{request.bundles} has no `current` release to refresh; make one with: edge-convert CKPT --release {request.bundles}")
-    return Bundle.open(request.bundles / CURRENT)
+        raise RefreshError(
+            f"{request.bundles} has no `current` release to refresh; make one with: edge-convert CKPT --release {request.bundles}"
+        )
+    released = Bundle.open(request.bundles / CURRENT)
+    return {"released": released.path.name, "until_s": time.time() if request.until_s is None else request.until_s}
 
 
-def _inputs(request: RefreshRequest, released: Bundle) -> dict[str, str]:
-    """What the refresh rests on. The released bundle is the one that the journal began with, also after publishing."""
-    with Pool.open(request.pool) as pool:
-        frames = hashlib.sha256("".join(entry.sha256 for entry in pool.entries()).encode()).hexdigest()
-    labels = hashlib.sha256()
-    for item in load_dataset(request.data).train:
-        labels.update(item.path.name.encode() + item.class_id.tobytes() + item.cxcywh.tobytes())
+def _inputs(request: RefreshRequest) -> dict[str, str]:
+    """What must not change while a refresh is under way."""
     for path in (request.backbone, request.detector):
         if not path.is_file():
             raise RefreshError(f"no such checkpoint: {path}; name the one that the released model was made from")
-    del released
-    return {"pool": frames, "labels": labels.hexdigest(), "backbone": sha256_of_file(request.backbone), "detector": sha256_of_file(request.detector)}
+    labels = data_digest(load_dataset(request.data))
+    return {"labels": labels, "backbone": sha256_of_file(request.backbone), "detector": sha256_of_file(request.detector)}
 
 
-def _pretrain(request: RefreshRequest) -> dict[str, Any]:
+def _pretrain(request: RefreshRequest, until_s: float) -> dict[str, Any]:
     out = request.out / "pretrain"
     path = pretrain(
         PretrainRequest(
             request.pool, out, request.model, request.backbone, request.ssl_imgsz, request.ssl_batch,
-            request.pretrain_epochs, seed=request.seed, resume=(out / LAST).is_file(),
+            request.pretrain_epochs, seed=request.seed, until_s=until_s, resume=(out / LAST).is_file(),
         )
     )  # fmt: skip
     return {"backbone": str(path)}
 
 
-def _tune(request: RefreshRequest, backbone: Path) -> dict[str, Any]:
+def _tune(request: RefreshRequest, backbone: Path, until_s: float) -> dict[str, Any]:
     out = request.out / "tune"
     tuned = finetune(
         FinetuneRequest(
             request.data, out, request.model, (request.detector, backbone), request.imgsz, request.batch,
-            request.tune_epochs, request.lr, request.seed, resume=(out / LAST).is_file(),
+            request.tune_epochs, request.lr, request.seed, light_pool=request.pool, until_s=until_s, resume=(out / LAST).is_file(),
         )
     )  # fmt: skip
     return {"detector": str(tuned.checkpoint)}
 
 
-def _convert(request: RefreshRequest, detector: Path, released: Bundle) -> dict[str, Any]:
+def _convert(request: RefreshRequest, detector: Path, released: Bundle, until_s: float) -> dict[str, Any]:
     thresholds = released.manifest.thresholds
     wanted = ConvertRequest(
         detector, request.pool, request.imgsz, confidence=thresholds.confidence, iou=thresholds.iou, seed=request.seed,
-        lineage={"refreshed_from": released.digest},
+        until_s=until_s, lineage={"refreshed_from": released.digest},
     )  # fmt: skip
     folder = request.bundles / f"candidate-{sha256_of_file(detector)[:16]}"
     if folder.exists():  # a kill between convert and journal: the bundle is complete, since it appears in one step
@@ -148,8 +149,8 @@ def _convert(request: RefreshRequest, detector: Path, released: Bundle) -> dict[
 
 
 def _compare(request: RefreshRequest, released: Bundle, candidate: Path) -> dict[str, Any]:
-    held_out = load_dataset(request.data).val
-    old, new = bundle_accuracy(released.path, held_out), bundle_accuracy(candidate, held_out)
+    dataset = load_dataset(request.data)
+    old, new = bundle_accuracy(released.path, dataset), bundle_accuracy(candidate, dataset)
     return {"released": asdict(old), "candidate": asdict(new)}
 
 

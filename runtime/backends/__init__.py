@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from runtime.bundle import Bundle
 from runtime.errors import BackendError
+from runtime.onnx_file import refuse_external_data
 from runtime.postprocess import Outputs
 
 AUTO = "auto"
@@ -59,11 +60,12 @@ def open_model(engine: str, model: Path, precision: str, threads: int = 0) -> Ba
     """Loads an ONNX file of ours with a named engine. `threads` 0 means as many as this process may use.
 
     Raises:
-        BackendError: unknown engine, or it refuses the graph.
+        BackendError: unknown engine, a file with external data, or one that the engine refuses.
         MissingPackageError: the engine's package is not installed.
     """
     if engine not in ENGINES:
         raise BackendError(f"unknown engine {engine!r}; the engines are {', '.join(ENGINES)}")
+    refuse_external_data(model)
     return ENGINES[engine](model, precision, threads or len(os.sched_getaffinity(0)))
 
 

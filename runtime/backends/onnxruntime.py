@@ -36,7 +36,9 @@ class OnnxRuntimeBackend:
         try:
             self._session = ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's exceptions share no public base class
-            raise BackendError(f"ONNX Runtime refuses {model}: {str(error).splitlines()[0]}; convert the model again") from error
+            raise BackendError(
+                f"ONNX Runtime refuses {model}: {str(error).splitlines()[0]}; convert the model again"
+            ) from error
 
     def infer(self, images: NDArray[np.uint8]) -> Outputs:
         """See `Backend.infer`; the outputs are fresh arrays."""

@@ -21,7 +21,7 @@ class JsonlSink:
         self._names, self._path = class_names, path
         try:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
-            self._file = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115  line-buffered, open for the daemon's life
+            self._file = Path(path).open("a", encoding="utf-8", buffering=1)  # noqa: SIM115  open for the daemon's life
         except OSError as error:
             raise SinkError(f"{path} cannot be written: {error.strerror}; check `path` of the jsonl sink") from error
 

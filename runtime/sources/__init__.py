@@ -26,10 +26,14 @@ class Source(Protocol):
     """
 
     @property
-    def live(self) -> bool: ...
+    def live(self) -> bool:
+        """See above."""
+        ...
 
     @property
-    def fps(self) -> float | None: ...
+    def fps(self) -> float | None:
+        """See above."""
+        ...
 
     def images(self) -> Iterator[NDArray[np.uint8]]:
         """Yields uint8 (h, w, 3) BGR pictures, each its own array, until the source ends.

@@ -37,7 +37,9 @@ class OpenCVSource:
         self._uri, self._loop = uri, loop
         if not self.live and not Path(uri).is_file():
             raise SourceError(f"no such video file: {uri}; check `uri` of the camera")
-        cv2.setLogLevel(0)  # OpenCV's own complaints repeat ours with its source lines
+        cv2.utils.logging.setLogLevel(
+            cv2.utils.logging.LOG_LEVEL_SILENT
+        )  # OpenCV's own complaints repeat ours with its source lines
         self._capture = self._open()
         rate = float(self._capture.get(cv2.CAP_PROP_FPS))
         self.fps = rate if not self.live and 0 < rate < 1000 else None

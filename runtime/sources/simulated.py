@@ -76,11 +76,11 @@ class Line:
     def _lit(self, image: NDArray[np.uint8], index: int) -> NDArray[np.uint8]:
         light = self.light_at(index)
         rng = np.random.default_rng((self.seed, index, 0xCA3E7A))
-        gain = (1 - 0.6 * light) * (1 + 0.06 * np.sin(index / 17)) * rng.uniform(0.97, 1.03)
-        tint = np.array([1 - 0.35 * light, 1 - 0.1 * light, 1.0], np.float32)
+        gain = (1 - 0.4 * light) * (1 + 0.06 * np.sin(index / 17)) * rng.uniform(0.97, 1.03)
+        tint = np.array([1 - 0.3 * light, 1 - 0.1 * light, 1.0], np.float32)
         field = _vignette(self.size_wh)[..., None] * np.float32(light) + np.float32(1 - light)
-        noise = rng.normal(0, 2 + 5 * light, image.shape).astype(np.float32)
-        return np.clip(image * (tint * np.float32(gain)) * field + noise, 0, 255).astype(np.uint8)
+        noise = rng.normal(0, 2 + 3 * light, image.shape).astype(np.float32)
+        return np.asarray(np.clip(image * (tint * np.float32(gain)) * field + noise, 0, 255), np.uint8)
 
 
 class SimulatedSource:
@@ -116,8 +116,8 @@ def _board(seed: int, number: int, height: int) -> Board:
 
 @lru_cache(maxsize=4)
 def _vignette(size_wh: tuple[int, int]) -> NDArray[np.float32]:
-    """1 in the centre, 0.45 in the corners."""
+    """1 in the centre, 0.67 in the corners."""
     width, height = size_wh
     x, y = np.linspace(-1, 1, width, dtype=np.float32), np.linspace(-1, 1, height, dtype=np.float32)
     radius = cv2.magnitude(np.tile(x, (height, 1)), np.tile(y[:, None], (1, width)))
-    return np.asarray(1 - 0.55 * (radius / radius.max()) ** 2, np.float32)
+    return np.asarray(1 - 0.33 * (radius / radius.max()) ** 2, np.float32)

@@ -1,0 +1,39 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# One pin file for 3.11 and newer, one for 3.10, whose newest numpy and onnxruntime are older.
+PINS := $(shell $(PYTHON) -c "import sys; print('constraints-py310.txt' if sys.version_info < (3, 11) else 'constraints.txt')")
+
+.PHONY: demo test check format install install-dev clean
+
+demo: install
+	$(BIN)/edge demo --out work/demo
+
+test: check
+	$(BIN)/pytest
+
+check: install-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: install-dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+install: $(VENV)/.installed
+
+install-dev: $(VENV)/.installed-dev
+
+$(VENV)/.installed: pyproject.toml $(PINS)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(PINS) -e '.[cpu,convert,train]'
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(PINS) -e '.[cpu,convert,train,tensorrt-rtx,dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) work dist build

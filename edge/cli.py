@@ -1,0 +1,317 @@
+"""`edge`: one command a stage. Each imports its room only when it is called, so that `edge run` stays light."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from runtime.cli import Program
+
+program = Program("edge", "Unlabeled frames → self-supervised YOLO → INT8 → camera → refresh: the whole loop.")
+pool_program = typer.Typer(help="The frames worth keeping: add, look, check.", no_args_is_help=True)
+program.app.add_typer(pool_program, name="pool")
+
+Imgsz = Annotated[int, typer.Option(help="Side of the square input in pixels, a multiple of 32.", min=32, max=4096)]
+Epochs = Annotated[int, typer.Option(min=1, help="Passes over the data.")]
+Batch = Annotated[int, typer.Option(min=2, help="Images a step.")]
+Lr = Annotated[float, typer.Option(min=1e-8, max=1, help="Peak learning rate.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of every random stream.")]
+Model = Annotated[str, typer.Option(help="Architecture: yolov5, v8, v9, v10, yolo11, 12, 26 with their sizes.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the killed run in --out.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@program.app.command()
+def run(
+    config: Annotated[Path, typer.Option(help="edge.yaml; deploy/edge.yaml shows every key.")],
+    as_json: Json = False,
+) -> None:
+    """Runs the cameras of this device until they end or SIGTERM comes."""
+    from runtime.config import load_config
+    from runtime.daemon import Daemon
+    from runtime.sources.opencv import redacted
+
+    loaded = load_config(config)
+    logging.getLogger(__name__).info("configuration: %s", redacted(loaded.model_dump_json()))
+    daemon = Daemon(loaded)
+    summary = daemon.run()
+    typer.echo(json.dumps(summary, indent=2) if as_json else _run_table(summary))
+    if daemon.failed:
+        raise typer.Exit(2)
+
+
+@program.app.command()
+def bench(
+    bundle: Annotated[Path, typer.Argument(help="A bundle's folder.")],
+    runs: Annotated[int, typer.Option(min=1, help="Inferences of each engine and precision.")] = 200,
+    threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 for all that are usable.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Latency percentiles of a bundle on this device; nothing is trimmed."""
+    from runtime.bench import bench as measure
+    from runtime.bundle import Bundle
+
+    measured = measure(Bundle.open(bundle), runs, threads)
+    if as_json:
+        rows = [{"precision": key[0], "engine": key[1], **value.as_dict()} for key, value in measured.items()]
+        typer.echo(json.dumps(rows, indent=2))
+        return
+    typer.echo(
+        f"{'precision':10}{'engine':13}{'mean':>9}{'p50':>9}{'p90':>9}{'p99':>9}{'max':>9}  ms, {runs} runs each, interleaved"
+    )
+    for (precision, engine), row in measured.items():
+        typer.echo(
+            f"{precision:10}{engine:13}{row.mean_ms:9.2f}{row.p50_ms:9.2f}{row.p90_ms:9.2f}{row.p99_ms:9.2f}{row.max_ms:9.2f}"
+        )
+
+
+@program.app.command()
+def doctor(as_json: Json = False) -> None:
+    """What this machine has, what is missing, and how to get it."""
+    from dataclasses import asdict
+
+    from edge.doctor import examine
+
+    found = examine()
+    if as_json:
+        typer.echo(json.dumps([asdict(item) for item in found], indent=2))
+        return
+    for item in found:
+        typer.echo(f"{item.state:8}{item.what:18}{item.detail}")
+
+
+@program.app.command()
+def split(
+    folder: Annotated[Path, typer.Argument(help="images/, labels/ and a data.yaml with names.")],
+    out: Annotated[Path, typer.Option(help="Where data.yaml and the lists go.")],
+    group: Annotated[str, typer.Option(help="Regular expression on file names; its first group is never split.")] = "^(.*)$",
+    labels: Annotated[int, typer.Option(min=0, help="Training images that keep their labels; 0 for all.")] = 0,
+    val: Annotated[float, typer.Option(min=0.01, max=0.9, help="Share of the images to hold out.")] = 0.2,
+    seed: Seed = 0,
+) -> None:
+    """Splits a labelled folder by boards, photos or scenes, and writes a data.yaml."""
+    from edge.data import load_dataset, split_dataset
+
+    written = split_dataset(folder, out, group, labels, val, seed)
+    dataset = load_dataset(written)
+    typer.echo(f"{written}: {len(dataset.train)} to train on, {len(dataset.val)} held out, {len(dataset.names)} classes")
+
+
+@program.app.command()
+def pretrain(
+    pool: Annotated[Path, typer.Option(help="Unlabeled frames.")],
+    out: Annotated[Path, typer.Option(help="Run folder; backbone.pt appears there.")],
+    model: Model = "yolo11n",
+    init: Annotated[Optional[Path], typer.Option(help="Weights to start from: COCO weights, or the last backbone.")] = None,
+    imgsz: Imgsz = 128,
+    batch: Batch = 64,
+    epochs: Epochs = 10,
+    lr: Lr = 1e-3,
+    seed: Seed = 0,
+    resume: Resume = False,
+) -> None:
+    """Pretrains a YOLO backbone on unlabeled frames (SimCLR)."""
+    from edge.pretrain import PretrainRequest
+    from edge.pretrain import pretrain as start
+
+    typer.echo(str(start(PretrainRequest(pool, out, model, init, imgsz, batch, epochs, lr, seed, resume=resume))))
+
+
+@program.app.command()
+def finetune(
+    data: Annotated[Path, typer.Option(help="data.yaml with names, train and val.")],
+    out: Annotated[Path, typer.Option(help="Run folder; detector.pt appears there.")],
+    model: Model = "yolo11n",
+    init: Annotated[
+        Optional[list[Path]], typer.Option(help="Weights to start from, in order: a detector, then a backbone.")
+    ] = None,
+    imgsz: Imgsz = 640,
+    batch: Batch = 16,
+    epochs: Epochs = 50,
+    lr: Lr = 1e-3,
+    eval_every: Annotated[int, typer.Option(min=0, help="Epochs between evaluations; 0 for the last only.")] = 0,
+    freeze_backbone: Annotated[bool, typer.Option("--freeze-backbone", help="Train neck and head only.")] = False,
+    seed: Seed = 0,
+    resume: Resume = False,
+) -> None:
+    """Fine-tunes a detector on few labels."""
+    from edge.finetune import FinetuneRequest
+    from edge.finetune import finetune as start
+
+    request = FinetuneRequest(
+        data, out, model, tuple(init or ()), imgsz, batch, epochs, lr, seed, freeze_backbone, eval_every, resume=resume
+    )
+    done = start(request)
+    if done.accuracy:
+        typer.echo(
+            f"mAP50-95 {done.accuracy.map50_95:.3f}, F1 {done.accuracy.f1:.3f} on {done.accuracy.images} held-out images"
+        )
+    typer.echo(str(done.checkpoint))
+
+
+@program.app.command()
+def evaluate(
+    bundle: Annotated[Path, typer.Argument(help="A bundle's folder.")],
+    data: Annotated[Path, typer.Option(help="data.yaml; its `val` is evaluated.")],
+    engine: Annotated[str, typer.Option(help="auto, onnxruntime or openvino.")] = "auto",
+    precision: Annotated[str, typer.Option(help="auto, fp32 or int8.")] = "auto",
+    as_json: Json = False,
+) -> None:
+    """Accuracy of a bundle, as deployed, on held-out labels."""
+    from edge.data import load_dataset
+    from edge.refresh.gate import bundle_accuracy
+
+    found = bundle_accuracy(bundle, load_dataset(data), engine, precision)
+    if as_json:
+        typer.echo(json.dumps(found.as_dict(), indent=2))
+        return
+    typer.echo(
+        f"mAP50-95 {found.map50_95:.4f}  mAP50 {found.map50:.4f}  at confidence {found.confidence:g}: "
+        f"F1 {found.f1:.4f}  precision {found.precision:.4f}  recall {found.recall:.4f}  ({found.images} images)"
+    )
+
+
+@program.app.command()
+def refresh(
+    bundles: Annotated[Path, typer.Option(help="Where releases live; `current` is refreshed.")],
+    pool: Annotated[Path, typer.Option(help="Frames that the devices collected.")],
+    data: Annotated[Path, typer.Option(help="The kept labelled set, data.yaml.")],
+    backbone: Annotated[Path, typer.Option(help="The last self-supervised checkpoint.")],
+    detector: Annotated[Path, typer.Option(help="Checkpoint of the released detector.")],
+    out: Annotated[Path, typer.Option(help="Work folder; a killed refresh goes on there.")],
+    model: Model = "yolo11n",
+    pretrain_epochs: Epochs = 5,
+    tune_epochs: Epochs = 20,
+    imgsz: Imgsz = 640,
+    batch: Batch = 16,
+    lr: Lr = 1e-3,
+    seed: Seed = 0,
+) -> None:
+    """Learns from the pool without labels, proves the result is not worse, releases it, or changes nothing."""
+    from edge.refresh.steps import RefreshRequest
+    from edge.refresh.steps import refresh as start
+
+    request = RefreshRequest(
+        bundles, pool, data, backbone, detector, out, model, pretrain_epochs, tune_epochs, imgsz, batch=batch, lr=lr, seed=seed
+    )
+    done = start(request)
+    word = "published" if done.verdict.publish else "kept the released model"
+    typer.echo(f"{word}: {done.verdict.reason} ({done.bundle})")
+
+
+@program.app.command()
+def demo(
+    data: Annotated[
+        Optional[Path], typer.Option(help="A labelled folder (images/, labels/, data.yaml); none simulates a line.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Work folder; report.html appears there.")] = Path("work/demo"),
+    group: Annotated[str, typer.Option(help="With --data: regular expression of what must not be split.")] = "^(.*)$",
+    weights: Annotated[
+        Optional[Path], typer.Option(help="Start both arms from these weights (e.g. COCO) instead of scratch.")
+    ] = None,
+    labels: Annotated[int, typer.Option(min=8, help="Labelled training images.")] = 80,
+    seed: Seed = 0,
+) -> None:
+    """Runs the whole loop on this CPU and writes report.html."""
+    from edge.demo.loop import DemoRequest
+    from edge.demo.loop import demo as start
+
+    typer.echo(start(DemoRequest(out, data, group, weights, labels, seed)))
+
+
+@pool_program.command("add")
+def pool_add(
+    pool: Annotated[Path, typer.Argument(help="The pool; made if need be.")],
+    images: Annotated[Path, typer.Argument(help="A folder of images.")],
+    camera: Annotated[str, typer.Option(help="Name to file them under.")] = "import",
+    quota_mb: Annotated[float, typer.Option(min=0.001, help="Hard limit of the pool in megabytes.")] = 2000.0,
+) -> None:
+    """Adds a folder of images; JPEG files keep their bytes."""
+    from edge.progress import Progress
+    from runtime.images import list_images
+    from runtime.pool import Pool
+    from runtime.pool_import import add_image_file
+
+    paths = list_images(images)
+    now, added = time.time(), 0
+    with Pool.create(pool, quota_bytes=round(quota_mb * 1e6)) as opened, Progress("add", len(paths)) as progress:
+        for number, path in enumerate(paths):
+            added += add_image_file(opened, path, camera, now + number * 1e-3)
+            progress.advance(path.name)
+        typer.echo(
+            f"{added} of {len(paths)} added, {len(paths) - added} were there; {len(opened)} frames, {opened.used_bytes / 1e6:.1f} MB"
+        )
+
+
+@pool_program.command("info")
+def pool_info(pool: Annotated[Path, typer.Argument(help="The pool.")], as_json: Json = False) -> None:
+    """How many frames, why, from when."""
+    from collections import Counter
+
+    from runtime.pool import Pool
+
+    with Pool.open(pool) as opened:
+        entries, used = opened.entries(), opened.used_bytes
+    reasons, cameras = Counter(entry.reason for entry in entries), Counter(entry.camera for entry in entries)
+    if as_json:
+        typer.echo(json.dumps({"frames": len(entries), "bytes": used, "reasons": reasons, "cameras": cameras}, indent=2))
+        return
+    typer.echo(f"{len(entries)} frames, {used / 1e6:.1f} MB")
+    typer.echo("reasons: " + ", ".join(f"{name} {count}" for name, count in reasons.most_common()))
+    typer.echo("cameras: " + ", ".join(f"{name} {count}" for name, count in cameras.most_common()))
+
+
+@pool_program.command("check")
+def pool_check(
+    pool: Annotated[Path, typer.Argument(help="The pool.")],
+    repair: Annotated[bool, typer.Option("--repair", help="Remove damaged frames.")] = False,
+) -> None:
+    """Reads every frame and compares it with its name; exit code 2 if some are damaged and stay."""
+    from runtime.pool import Pool
+
+    opened = Pool.open(pool)
+    damaged = list(opened.damaged())
+    total = len(opened)
+    opened.close()
+    for _, error in damaged:
+        sys.stderr.write(f"{error}\n")
+    if repair and damaged:
+        with Pool.create(pool) as writable:
+            for entry, _ in damaged:
+                writable.remove(entry)
+    typer.echo(f"{total} frames, {len(damaged)} damaged{', removed' if repair and damaged else ''}")
+    if damaged and not repair:
+        raise typer.Exit(2)
+
+
+def _run_table(summary: dict[str, object]) -> str:
+    lines = []
+    cameras, latency = summary["cameras"], summary["latency"]
+    if isinstance(cameras, dict) and isinstance(latency, dict):
+        for name, counts in cameras.items():
+            dropped = ", ".join(f"{count} by {reason}" for reason, count in counts["dropped"].items())
+            lines.append(f"camera {name}: {counts['read']} frames read, {counts['processed']} processed, dropped {dropped}")
+        for stage, row in latency.items():
+            lines.append(
+                f"{stage:12} p50 {row['p50_ms']:8.2f}  p90 {row['p90_ms']:8.2f}  p99 {row['p99_ms']:8.2f}  max {row['max_ms']:8.2f} ms"
+            )
+    lines.append(
+        f"{summary['frames_per_s']} frames/s, {summary['detections']} detections, {summary['collected']} collected, "
+        f"{summary['resident_mb']} MB resident, {summary['precision']} on {summary['engine']}"
+    )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Entry point."""
+    program.run()
+
+
+if __name__ == "__main__":
+    main()

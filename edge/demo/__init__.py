@@ -1,0 +1,1 @@
+"""`edge demo`: the whole loop on one CPU, on a simulated inspection line or on a real labelled folder."""

@@ -1,0 +1,95 @@
+"""Shared parts: the data folder, small real pools, one small real bundle."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from runtime.bundle import Bundle
+from runtime.pool import Pool, Seen
+from runtime.sources.simulated import CLASS_NAMES, Line
+
+ROOT = Path(__file__).parent.parent
+SIDE = 64  # pixels; the smallest canvas that all feature maps of a YOLO survive
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """../shared/data, or what EDGE_TEST_DATA names."""
+    folder = Path(os.environ.get("EDGE_TEST_DATA", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no test data at {folder}; set EDGE_TEST_DATA")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def frame() -> NDArray[np.uint8]:
+    """A picture of the simulated line, 128 × 96."""
+    return Line(1, (128, 96)).image(0)
+
+
+def fill_pool(path: Path, count: int, side: int = 96) -> None:
+    """A pool of `count` simulated frames, a second apart."""
+    line = Line(5, (side, side))
+    with Pool.create(path) as pool:
+        for index in range(count):
+            pool.add(line.image(index * 5), Seen("line", 1000.0 + index, "test"))
+
+
+@pytest.fixture(scope="session")
+def pool_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pool of 24 frames; not to be written to."""
+    path = tmp_path_factory.mktemp("pool") / "pool"
+    fill_pool(path, 24)
+    return path
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A detector of ours with fresh weights and the simulated line's classes."""
+    from converters.onnx_from_torch import Checkpoint, save_checkpoint
+    from edge.yolo import build_detector
+
+    path = tmp_path_factory.mktemp("checkpoint") / "detector.pt"
+    detector = build_detector("yolo11n", CLASS_NAMES, seed=3)
+    save_checkpoint(path, Checkpoint("yolo11n", CLASS_NAMES, detector.state_dict(), imgsz=SIDE, lineage={"seed": "3"}))
+    return path
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path, pool_dir: Path) -> Bundle:
+    """A real bundle, FP32 and INT8, of fresh weights at 64 × 64; its threshold lets boxes through."""
+    from converters.convert import ConvertRequest, convert
+
+    out = tmp_path_factory.mktemp("bundles") / "tiny"
+    return convert(ConvertRequest(checkpoint, pool_dir, confidence=0.001, frames=8), out, lambda _: None)
+
+
+@pytest.fixture
+def edge(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs `edge …` in a process of its own, in `tmp_path`."""
+
+    def call(*arguments: object, module: str = "edge.cli") -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", module, *(str(argument) for argument in arguments)]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "120"}
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False)
+
+    return call
+
+
+def write_images(folder: Path, count: int, side: int = 96) -> list[Path]:
+    """Simulated frames as JPEG files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    line = Line(6, (side, side))
+    paths = [folder / f"{index:03d}.jpg" for index in range(count)]
+    for index, path in enumerate(paths):
+        cv2.imwrite(str(path), line.image(index * 3))
+    return paths

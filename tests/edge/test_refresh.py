@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from converters.convert import ConvertRequest, release
+from edge.demo.scene import SimulatedScene
+from edge.errors import RefreshError
+from edge.evaluate import Accuracy
+from edge.finetune import FinetuneRequest, finetune
+from edge.pretrain import PretrainRequest, pretrain
+from edge.refresh.gate import compare
+from edge.refresh.journal import Journal
+from edge.refresh.steps import RefreshRequest, refresh
+from runtime.bundle import Bundle
+
+
+def accuracy(map50_95: float, f1: float) -> Accuracy:
+    return Accuracy(map50_95, 0.5, f1, 0.5, 0.5, 0.25, 20)
+
+
+@pytest.mark.parametrize(
+    ("new", "publish", "reason"),
+    [
+        ((0.50, 0.70), True, "not worse"),
+        ((0.495, 0.695), True, "not worse"),
+        ((0.48, 0.90), False, "mAP50-95 falls by 0.020"),
+        ((0.90, 0.68), False, "F1 falls by 0.020"),
+        ((0.0, 0.0), False, "mAP50-95 falls by 0.500; F1 falls by 0.700"),
+    ],
+)
+def test_compare(new: tuple[float, float], publish: bool, reason: str) -> None:
+    verdict = compare(accuracy(0.50, 0.70), accuracy(*new))
+    assert verdict.publish is publish
+    assert reason in verdict.reason
+
+
+def test_journal__runs_a_step_once(tmp_path: Path) -> None:
+    calls: list[int] = []
+    for _ in range(2):
+        journal = Journal(tmp_path)
+        assert journal.step("a", {"x": "1"}, lambda: {"n": calls.append(1) or len(calls)}) == {"n": 1}  # type: ignore[func-returns-value]
+    assert calls == [1]
+    with pytest.raises(RefreshError, match="another x"):
+        Journal(tmp_path).step("a", {"x": "2"}, dict)
+    (tmp_path / "journal.json").write_text("{")
+    with pytest.raises(RefreshError, match="is damaged"):
+        Journal(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory: pytest.TempPathFactory) -> RefreshRequest:
+    """A first release of barely trained weights, ready to be refreshed."""
+    from tests.conftest import fill_pool
+
+    root = tmp_path_factory.mktemp("released")
+    data = SimulatedScene.make(root / "data", labels=8, seed=0, imgsz=64).data
+    (root / "data" / "val.txt").write_text("\n".join((root / "data" / "val.txt").read_text().splitlines()[:4]) + "\n")
+    fill_pool(root / "pool", 16)
+    backbone = pretrain(PretrainRequest(root / "pool", root / "ssl", imgsz=64, batch=8, epochs=1))
+    detector = finetune(FinetuneRequest(data, root / "tune", init=(backbone,), imgsz=64, batch=4, epochs=1)).checkpoint
+    release(ConvertRequest(detector, root / "pool", 64, frames=4), root / "bundles", lambda _: None)
+    return RefreshRequest(
+        root / "bundles", root / "pool", data, backbone, detector, root / "refresh",
+        pretrain_epochs=1, tune_epochs=1, imgsz=64, ssl_imgsz=64, ssl_batch=8, batch=4,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def request_(released: RefreshRequest, tmp_path: Path) -> RefreshRequest:
+    bundles = shutil.copytree(released.bundles, tmp_path / "bundles", symlinks=True)
+    return replace(released, bundles=Path(bundles), out=tmp_path / "refresh")
+
+
+def test_refresh__publishes_what_is_not_worse_and_is_not_repeated(request_: RefreshRequest) -> None:
+    before = Bundle.open(request_.bundles / "current")
+    done = refresh(request_)
+    assert done.verdict.publish  # both know nothing yet: equal, so not worse
+    current = Bundle.open(request_.bundles / "current")
+    assert current.path == done.bundle != before.path
+    assert current.manifest.lineage["refreshed_from"] == before.digest
+    steps = json.loads((request_.out / "journal.json").read_text())
+    assert list(steps) == ["begin", "pretrain", "tune", "convert", "compare", "publish"]
+    written = (request_.out / "tune" / "detector.pt").stat().st_mtime_ns
+    assert refresh(request_) == done  # a second start finds everything done
+    assert (request_.out / "tune" / "detector.pt").stat().st_mtime_ns == written
+
+
+def test_refresh__a_worse_candidate_changes_nothing(request_: RefreshRequest) -> None:
+    before = Bundle.open(request_.bundles / "current")
+    refresh(replace(request_, out=request_.out.with_name("first")))
+    journal = request_.out.with_name("first") / "journal.json"
+    steps = json.loads(journal.read_text())
+    steps["compare"]["output"]["released"]["f1"] = 0.9  # as if the released model were good
+    del steps["publish"]
+    journal.write_text(json.dumps(steps))
+    from runtime.bundle import publish
+
+    publish(request_.bundles, before)
+    done = refresh(replace(request_, out=journal.parent))
+    assert not done.verdict.publish
+    assert Bundle.open(request_.bundles / "current").digest == before.digest
+
+
+def test_refresh__nothing_released_or_no_checkpoint(request_: RefreshRequest, tmp_path: Path) -> None:
+    with pytest.raises(RefreshError, match="no `current` release"):
+        refresh(replace(request_, bundles=tmp_path / "none"))
+    with pytest.raises(RefreshError, match="no such checkpoint"):
+        refresh(replace(request_, detector=tmp_path / "none.pt"))

@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from converters.errors import CheckpointError
+from converters.onnx_from_torch import load_checkpoint
+from edge.data import Dataset, load_dataset
+from edge.demo.scene import SimulatedScene
+from edge.errors import TrainingError
+from edge.finetune import FinetuneRequest, finetune
+from edge.pretrain import PretrainRequest, pretrain
+from runtime.errors import PoolError
+from tests.conftest import ROOT, fill_pool
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight labelled and sixty held-out simulated images of 64 pixels; two of the latter are enough here."""
+    out = tmp_path_factory.mktemp("data")
+    path = SimulatedScene.make(out, labels=8, seed=0, imgsz=64).data
+    kept = (out / "val.txt").read_text().splitlines()[:2]
+    (out / "val.txt").write_text("\n".join(kept) + "\n")
+    return path
+
+
+def pretrain_request(pool: Path, out: Path, **changes: object) -> PretrainRequest:
+    return PretrainRequest(pool, out, **{"imgsz": 64, "batch": 8, "epochs": 2, **changes})  # type: ignore[arg-type]
+
+
+def finetune_request(data: Path, out: Path, **changes: object) -> FinetuneRequest:
+    return FinetuneRequest(data, out, **{"imgsz": 64, "batch": 4, "epochs": 2, **changes})  # type: ignore[arg-type]
+
+
+def same_weights(first: Path, second: Path) -> bool:
+    a, b = load_checkpoint(first).state, load_checkpoint(second).state
+    return set(a) == set(b) and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_pretrain__writes_a_backbone_and_is_deterministic(pool_dir: Path, tmp_path: Path) -> None:
+    first, second = (pretrain(pretrain_request(pool_dir, tmp_path / name)) for name in ("a", "b"))
+    assert same_weights(first, second)
+    loaded = load_checkpoint(first)
+    assert (loaded.kind, loaded.model, len(loaded.state), loaded.training) == ("backbone", "yolo11n", 240, None)
+    assert loaded.lineage["ssl"] == "simclr"
+    records = [json.loads(line) for line in (tmp_path / "a" / "log.jsonl").read_text().splitlines()]
+    assert [record["epoch"] for record in records] == [1, 2]
+
+
+def test_pretrain__another_seed_gives_other_weights(pool_dir: Path, tmp_path: Path) -> None:
+    first, second = (pretrain(pretrain_request(pool_dir, tmp_path / str(seed), seed=seed, epochs=1)) for seed in (0, 1))
+    assert not same_weights(first, second)
+
+
+def kill_after_first_epoch(arguments: list[str], out: Path) -> None:
+    """Starts a command and kills it with -9 in the middle of a later epoch."""
+    process = subprocess.Popen([sys.executable, "-m", "edge.cli", *arguments], cwd=ROOT, stderr=subprocess.DEVNULL)
+    end = time.monotonic() + 120
+    while not (out / "last.pt").exists():
+        assert process.poll() is None, "ended before it could be killed"
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+@pytest.mark.slow
+def test_pretrain__killed_and_resumed_ends_where_the_whole_run_ends(pool_dir: Path, tmp_path: Path) -> None:
+    whole = pretrain(pretrain_request(pool_dir, tmp_path / "whole", epochs=4))
+    out = tmp_path / "killed"
+    options = ["--imgsz", "64", "--batch", "8", "--epochs", "4"]
+    kill_after_first_epoch(["pretrain", "--pool", str(pool_dir), "--out", str(out), *options], out)
+    done = int(load_checkpoint(out / "last.pt").training["epoch"])  # type: ignore[index]
+    assert 1 <= done < 4
+    resumed = pretrain(pretrain_request(pool_dir, out, epochs=4, resume=True))
+    assert same_weights(whole, resumed)
+    assert [json.loads(line)["epoch"] for line in (out / "log.jsonl").read_text().splitlines()] == [1, 2, 3, 4]
+
+
+@pytest.mark.slow
+def test_finetune__killed_and_resumed_ends_where_the_whole_run_ends(data: Path, tmp_path: Path) -> None:
+    whole = finetune(finetune_request(data, tmp_path / "whole", epochs=4))
+    out = tmp_path / "killed"
+    options = ["--imgsz", "64", "--batch", "4", "--epochs", "4"]
+    kill_after_first_epoch(["finetune", "--data", str(data), "--out", str(out), *options], out)
+    assert 1 <= int(load_checkpoint(out / "last.pt").training["epoch"]) < 4  # type: ignore[index]
+    resumed = finetune(finetune_request(data, out, epochs=4, resume=True))
+    assert same_weights(whole.checkpoint, resumed.checkpoint)
+    assert [record["epoch"] for record in resumed.curve] == [1, 2, 3, 4]
+
+
+def test_finetune__learns_and_evaluates(data: Path, tmp_path: Path) -> None:
+    done = finetune(finetune_request(data, tmp_path / "run", epochs=3, eval_every=1))
+    assert done.accuracy is not None
+    assert done.accuracy.images == 2
+    assert done.curve[-1]["loss"] < done.curve[0]["loss"]
+    assert all("map50_95" in record for record in done.curve)
+
+
+def test_finetune__frozen_backbone_stays(data: Path, pool_dir: Path, tmp_path: Path) -> None:
+    backbone = pretrain(pretrain_request(pool_dir, tmp_path / "ssl", epochs=1))
+    done = finetune(finetune_request(data, tmp_path / "run", init=(backbone,), epochs=1, freeze_backbone=True))
+    before, after = load_checkpoint(backbone).state, load_checkpoint(done.checkpoint).state
+    for key, value in before.items():
+        if not key.endswith("num_batches_tracked"):
+            torch.testing.assert_close(after[key], value, rtol=1e-5, atol=1e-6)
+    assert load_checkpoint(done.checkpoint).lineage["init_backbone"].startswith("240 of 240 tensors")
+
+
+def test_start__folders_in_use_and_other_settings(pool_dir: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="to resume from"):
+        pretrain(pretrain_request(pool_dir, tmp_path / "run", resume=True))
+    done = pretrain(pretrain_request(pool_dir, tmp_path / "run", epochs=1))
+    with pytest.raises(TrainingError, match="holds a run already"):
+        pretrain(pretrain_request(pool_dir, tmp_path / "run", epochs=1))
+    with pytest.raises(TrainingError, match=r"other settings .*epochs 1 → 3"):
+        pretrain(pretrain_request(pool_dir, tmp_path / "run", epochs=3, resume=True))
+    (tmp_path / "released").mkdir()
+    done.rename(tmp_path / "released" / "last.pt")
+    with pytest.raises(TrainingError, match="without training state"):
+        pretrain(pretrain_request(pool_dir, tmp_path / "released", epochs=1, resume=True))
+
+
+def test_pretrain__too_few_frames(tmp_path: Path) -> None:
+    fill_pool(tmp_path / "empty", 0)
+    fill_pool(tmp_path / "one", 1)
+    with pytest.raises(PoolError, match="is empty"):
+        pretrain(pretrain_request(tmp_path / "empty", tmp_path / "run"))
+    with pytest.raises(TrainingError, match="at least 2 frames"):
+        pretrain(pretrain_request(tmp_path / "one", tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_pretrain__a_truncated_frame_is_named(tmp_path: Path) -> None:
+    fill_pool(tmp_path / "pool", 8)
+    victim = next((tmp_path / "pool" / "frames").glob("*/*.jpg"))
+    victim.write_bytes(victim.read_bytes()[:300])
+    with pytest.raises(PoolError, match=rf"{victim.name} is damaged.*edge pool check"):
+        pretrain(pretrain_request(tmp_path / "pool", tmp_path / "run", epochs=1))
+
+
+def test_finetune__another_architecture(data: Path, tmp_path: Path, pool_dir: Path) -> None:
+    backbone = pretrain(pretrain_request(pool_dir, tmp_path / "ssl", epochs=1, model="yolov8n"))
+    with pytest.raises(CheckpointError, match="of yolov8n, but the model is yolo11n"):
+        finetune(finetune_request(data, tmp_path / "run", init=(backbone,)))
+
+
+def test_finetune__nothing_to_train_on(data: Path, tmp_path: Path) -> None:
+    copied = tmp_path / "data.yaml"
+    copied.write_text(data.read_text())
+    (tmp_path / "train.txt").write_text("")
+    (tmp_path / "val.txt").write_text((data.parent / "val.txt").read_text())
+    from edge.errors import DataError
+
+    with pytest.raises(DataError, match="`train` names no image"):
+        finetune(finetune_request(copied, tmp_path / "run"))
+    dataset: Dataset = load_dataset(data)
+    assert len(dataset.train) == 8

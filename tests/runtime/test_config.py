@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from runtime.config import EdgeConfig, load_config
+from runtime.errors import ConfigError
+from tests.conftest import ROOT
+
+GOOD = """
+model: {bundle: bundles/current}
+cameras:
+  door:
+    source: {kind: opencv, uri: "rtsp://u:p@127.0.0.1/x"}
+"""
+
+
+def load(tmp_path: Path, text: str) -> EdgeConfig:
+    path = tmp_path / "edge.yaml"
+    path.write_text(text, encoding="utf-8")
+    return load_config(path)
+
+
+def test_load_config__defaults(tmp_path: Path) -> None:
+    config = load(tmp_path, GOOD)
+    assert config.model.engine == "auto"
+    assert config.cameras["door"].fps is None
+    assert config.collect is None
+
+
+def test_load_config__the_shipped_example_is_valid() -> None:
+    config = load_config(ROOT / "deploy" / "edge.yaml")
+    assert config.collect is not None
+    assert {sink.kind for sink in config.sinks} == {"jsonl", "pictures"}
+
+
+def test_load_config__tells_all_problems_with_their_lines(tmp_path: Path) -> None:
+    text = (
+        "model:\n  bundle: b\n  engin: auto\n  threads: -1\n"
+        "cameras:\n  door:\n    source:\n      kind: opencv\n      url: x\n    fpss: 3\n"
+        "  gate:\n    source: {kind: webcam}\n"
+        "sinks:\n  - {kind: jsonl}\nmore: 1\n"
+    )
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, text)
+    told = str(caught.value)
+    for expected in (
+        "8 problems", "edge.yaml:3: model.engin: unknown key", "edge.yaml:4: model.threads:", "edge.yaml:9: cameras.door.source.url: unknown key",
+        "cameras.door.source.uri: Field required", "edge.yaml:10: cameras.door.fpss: unknown key", "edge.yaml:12: cameras.gate.source",
+        "sinks.0.path: Field required", "edge.yaml:15: more: unknown key",
+    ):  # fmt: skip
+        assert expected in told, f"{expected!r} not in:\n{told}"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model: [", "not valid YAML"),
+        ("- 1\n- 2\n", "no mapping"),
+        ("", "no mapping"),
+        (GOOD.replace("source:", "fps: max\n    source:"), "fps: max is for files"),
+        (GOOD.replace("door", '"a/b"'), "cameras"),
+    ],
+)
+def test_load_config__refuses(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load(tmp_path, text)
+
+
+def test_load_config__no_such_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"cannot be read.*deploy/edge\.yaml"):
+        load_config(tmp_path / "none.yaml")
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(max_size=200) | st.sampled_from(["model: {bundle: b}\n", "cameras: {a: {source: {kind: images, path: "]).flatmap(
+    lambda head: st.text(max_size=40).map(lambda tail: head + tail)))  # fmt: skip
+def test_load_config__fuzzed_text_gives_a_config_or_a_sentence(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+    path = tmp_path_factory.getbasetemp() / "fuzz.yaml"
+    path.write_text(text, encoding="utf-8", errors="surrogatepass")
+    try:
+        assert isinstance(load_config(path), EdgeConfig)
+    except ConfigError as error:
+        assert "fuzz.yaml" in str(error)
