@@ -13,6 +13,7 @@ import onnx
 from calibration.batches import PoolBatches
 from calibration.sampler import CalibrationFrames, sample_frames
 from converters.bundle_writer import finish_bundle, manifest_digest, staging_folder
+from converters.errors import ConversionError
 from converters.onnx_from_torch import Checkpoint, detector_from_checkpoint, load_checkpoint, onnx_from_torch, uses_nms
 from converters.parity import measure_parity, prefer
 from converters.qdq_from_onnx import qdq_from_onnx
@@ -31,7 +32,7 @@ from runtime.bundle import (
 from runtime.files import sha256_of_file
 from runtime.pool import Pool
 from runtime.postprocess import Thresholds
-from runtime.preprocess import Preprocess
+from runtime.preprocess import STRIDE, Preprocess
 
 DEFAULT_CALIBRATION_FRAMES = 64  # NNCF's accuracy on yolo11n is flat from here on (shared facts, baselines.md)
 DEFAULT_PARITY_FRAMES = 32
@@ -89,6 +90,10 @@ def release(request: ConvertRequest, bundles: Path, report: Report) -> Bundle:
 def _convert(request: ConvertRequest, place: Callable[[Manifest], Path], beside: Path, report: Report) -> Bundle:
     checkpoint = _read(request)
     side = request.imgsz or checkpoint.imgsz
+    if side % STRIDE:
+        raise ConversionError(
+            f"the input side must be a multiple of {STRIDE}, but got {side}; try --imgsz {-(-side // STRIDE) * STRIDE}"
+        )
     preprocess = Preprocess((side, side))
     with staging_folder(beside) as staging:
         start = time.monotonic()

@@ -91,10 +91,15 @@ def import_ultralytics() -> None:
         settings = Path(tempfile.gettempdir()) / f"edgeloop-ultralytics-{os.getuid()}"
         settings.mkdir(mode=0o700, exist_ok=True)
         os.environ["YOLO_CONFIG_DIR"] = str(settings)
+    threads = os.environ.get("OMP_NUM_THREADS")
     try:
-        import ultralytics.utils  # noqa: F401  heavy (torch, 6 s) and AGPL: never at import of ours
+        # torch first: ultralytics sets OMP_NUM_THREADS to 1, which would leave torch, and our children, a single core.
+        import torch  # noqa: F401
+        import ultralytics.utils  # noqa: F401  heavy (6 s) and AGPL: never at import of ours
     except ImportError as error:
         raise MissingPackageError("ultralytics", "train") from error
+    if threads is None:
+        os.environ.pop("OMP_NUM_THREADS", None)
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
@@ -143,7 +148,9 @@ def _read_tensors(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"no such checkpoint: {path}; train one with: edge finetune, or name a file of weights")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickle protocols; what cannot be read is told below
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise CheckpointError(
             f"{path} cannot be read as plain tensors: it is damaged, or a pickled model whose loading could run code; "
@@ -169,7 +176,10 @@ def build_model(name: str, classes: int) -> DetectionModel:
     import_ultralytics()
     from ultralytics.nn.tasks import DetectionModel
 
-    return DetectionModel(f"{name}.yaml", nc=classes, verbose=False)
+    model = DetectionModel(f"{name}.yaml", nc=classes, verbose=False)
+    if getattr(model.model[-1], "one2one_cv2", None) is not None:
+        model.end2end = True  # v10 and 26: their one-to-one head needs no NMS
+    return model
 
 
 def detector_from_checkpoint(checkpoint: Checkpoint) -> DetectionModel:
@@ -196,20 +206,21 @@ def detector_from_checkpoint(checkpoint: Checkpoint) -> DetectionModel:
     return model.eval()
 
 
-def onnx_from_torch(detector: DetectionModel, preprocess: Preprocess, batch: int = 1) -> onnx.ModelProto:
+def onnx_from_torch(detector: DetectionModel, preprocess: Preprocess, batch: int = 1, top_k: int = TOP_K) -> onnx.ModelProto:
     """The deployed graph: uint8 BGR in; boxes, scores, classes of the top k and an embedding out.
 
     Args:
         detector: in evaluation mode; left as it was.
         preprocess: gives the canvas size, colour order and scale to fold.
         batch: static batch size.
+        top_k: how many boxes leave the graph.
 
     Raises:
         ConversionError: the exporter fails, or the result does not pass ONNX's checker.
     """
     exported = _export(detector, preprocess, batch)
     end_to_end = _is_end_to_end(exported)
-    model = with_end_to_end_outputs(exported, "predictions") if end_to_end else with_top_k(exported, "predictions", TOP_K)
+    model = with_end_to_end_outputs(exported, "predictions") if end_to_end else with_top_k(exported, "predictions", top_k)
     model = with_embedding(model, _FEATURES)
     model = with_uint8_bgr_input(model, preprocess.scale, swap_channels=preprocess.color == "rgb")
     try:

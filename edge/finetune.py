@@ -18,7 +18,7 @@ from edge.progress import Progress
 from edge.torch_detector import torch_detector
 from edge.training import Budget, Run, adamw, train_epoch, with_training
 from edge.yolo import BatchSpec, WeightAverage, build_detector, family_of, inject, training_loader, weight_average
-from runtime.preprocess import Preprocess
+from runtime.preprocess import STRIDE, Preprocess
 
 if TYPE_CHECKING:
     import torch
@@ -91,6 +91,10 @@ def finetune(request: FinetuneRequest) -> Finetuned:
     """
     import torch
 
+    if request.imgsz % STRIDE:
+        raise TrainingError(
+            f"--imgsz must be a multiple of {STRIDE}, but got {request.imgsz}; try {-(-request.imgsz // STRIDE) * STRIDE}"
+        )
     dataset = load_dataset(request.data)
     detector = build_detector(request.model, dataset.names, request.seed)
     injected = _inject_all(detector, request)

@@ -89,6 +89,8 @@ class Run:
         self._scheduler = self._make_scheduler(steps_per_epoch)
         if "scheduler" in self.extra:
             self._scheduler.load_state_dict(self.extra.pop("scheduler"))
+            for group, lr in zip(self._optimizer.param_groups, self._scheduler.get_last_lr(), strict=True):
+                group["lr"] = lr  # making a scheduler set it back to the first step's
         while self.epoch < self.budget.epochs:
             seed_everything(self.seed, self.epoch)
             yield self.epoch

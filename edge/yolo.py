@@ -220,6 +220,14 @@ def training_loader(
         def get_labels(self) -> list[dict[str, Any]]:
             return [_ultralytics_label(item) for item in items]
 
+        def build_transforms(self, hyp: Any = None) -> Any:
+            # Mosaic would paste from a buffer of recent images, which a resumed run does not have; from a data set
+            # that claims to be in memory it draws from all images, by the seeded stream.
+            self.cache = "ram"
+            transforms = super().build_transforms(hyp)
+            self.cache = None
+            return transforms
+
         def load_image(self, index: int, *arguments: Any, **options: Any) -> tuple[Any, ...]:
             image, *sizes = super().load_image(index, *arguments, **options)
             return (relight(image) if relight else image, *sizes)

@@ -16,7 +16,7 @@ from runtime.capture import Capture
 from runtime.collector import Collector
 from runtime.config import FPS_MAX, EdgeConfig
 from runtime.frame import Frame
-from runtime.metrics import Durations, resident_bytes
+from runtime.metrics import Durations, peak_resident_bytes, resident_bytes
 from runtime.outlet import Outlet
 from runtime.pipeline import Pipeline, Result
 from runtime.sinks import Sink, open_sink
@@ -43,6 +43,8 @@ class Daemon:
         self._swaps: list[str] = []
         self._started_s = time.monotonic()
         self._turn = 0
+        self._first_frame_s: float | None = None
+        self._elapsed_s: float | None = None
 
     def run(self) -> dict[str, object]:
         """Starts, runs and stops; returns the summary that `edge run` prints.
@@ -117,7 +119,8 @@ class Daemon:
         for stage, value_s in zip(_STAGES, values, strict=True):
             self._durations[stage].add(value_s)
         if not any(self._processed.values()):
-            log.info("first frame done, %.2f s after the process began", time.time() - _process_began_s())
+            self._first_frame_s = time.time() - _process_began_s()
+            log.info("first frame done, %.2f s after the process began", self._first_frame_s)
         self._processed[result.frame.camera] += 1
         self._detections += len(result.detections)
 
@@ -146,7 +149,7 @@ class Daemon:
 
     def summary(self) -> dict[str, object]:
         """Counts and latencies so far. For every camera, read = processed + dropped, whatever happened."""
-        elapsed_s = getattr(self, "_elapsed_s", time.monotonic() - self._started_s)
+        elapsed_s = time.monotonic() - self._started_s if self._elapsed_s is None else self._elapsed_s
         processed = sum(self._processed.values())
         return {
             "cameras": {
@@ -162,6 +165,8 @@ class Daemon:
             "detections": self._detections,
             "latency": {stage: durations.summary().as_dict() for stage, durations in self._durations.items()},
             "resident_mb": round(resident_bytes() / 1e6, 1),
+            "peak_resident_mb": round(peak_resident_bytes() / 1e6, 1),
+            "first_frame_s": None if self._first_frame_s is None else round(self._first_frame_s, 3),
             "collected": self._collector.kept if self._collector else 0,
             "sink_results_dropped": self._outlet.dropped,
             "swaps": [digest[:16] for digest in self._swaps],

@@ -115,6 +115,9 @@ def test_edge_convert__writes_a_bundle_and_refuses_mistakes(edge: Edge, checkpoi
     refused(edge(checkpoint, "--out", "bundle", module="converters.cli"), "bundle exists already")
     refused(edge("none.pt", "--out", "b2", module="converters.cli"), "no such checkpoint: none.pt")
     refused(edge(checkpoint, module="converters.cli"), "--out BUNDLE and --release BUNDLES")
-    refused(edge(checkpoint, "--out", "b3", "--imgsz", "100", module="converters.cli"), "multiples of 32")
+    refused(
+        edge(checkpoint, "--out", "b3", "--imgsz", "100", module="converters.cli"),
+        "multiple of 32, but got 100; try --imgsz 128",
+    )
     refused(edge(checkpoint, "--out", "b3", "--model", "yolov8n", "--names", "a,b", module="converters.cli"), "does not fit")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "pool"]

@@ -1,0 +1,1 @@
+"""Scripts that write every figure of the docs: `python -m benchmarks.coco_parity` and so on."""

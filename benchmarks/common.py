@@ -1,0 +1,58 @@
+"""What the benchmarks share: where data is, how figures are written, how `edge run` is started."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from converters.convert import ConvertRequest, convert, to_stderr
+from edge.doctor import machine_facts
+from runtime.bundle import Bundle
+from runtime.images import list_images
+from runtime.pool import Pool
+from runtime.pool_import import add_image_file
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+DATA = Path(os.environ.get("EDGE_TEST_DATA", ROOT.parent / "shared" / "data"))
+WORK = ROOT / "work" / "benchmarks"
+SEED = 0
+
+
+def write_result(name: str, figures: dict[str, Any]) -> None:
+    """Writes `results/<name>.json` with machine, versions and seed, and prints it."""
+    RESULTS.mkdir(exist_ok=True)
+    content = {"machine": machine_facts(), "seed": SEED, **figures}
+    (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(figures, indent=2))
+
+
+def coco_bundle(model: str = "yolo11n") -> Bundle:
+    """The COCO weights as a bundle: FP32, and INT8 calibrated on coco_train2017. Made once."""
+    out = WORK / f"{model}-coco"
+    if out.exists():
+        return Bundle.open(out)
+    pool = WORK / "coco-pool"
+    if not pool.exists():
+        with Pool.create(pool) as opened:
+            for number, path in enumerate(list_images(DATA / "coco_train2017" / "images")):
+                add_image_file(opened, path, "coco_train2017", float(number))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    weights = DATA / "weights" / f"{model}_coco_dequant_state_fp16.pt"
+    return convert(ConvertRequest(weights, pool, 640, seed=SEED), out, to_stderr)
+
+
+def edge_run(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """Runs `edge run` to its end in a process of its own; its summary."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "edge.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+    command = [sys.executable, "-m", "edge.cli", "run", "--config", str(folder / "edge.yaml"), "--json"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
