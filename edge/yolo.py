@@ -223,9 +223,9 @@ def training_loader(
         def build_transforms(self, hyp: Any = None) -> Any:
             # Mosaic would paste from a buffer of recent images, which a resumed run does not have; from a data set
             # that claims to be in memory it draws from all images, by the seeded stream.
-            self.cache = "ram"
+            cache, self.cache = self.cache, "ram"
             transforms = super().build_transforms(hyp)
-            self.cache = None
+            self.cache = cache
             return transforms
 
         def load_image(self, index: int, *arguments: Any, **options: Any) -> tuple[Any, ...]:

@@ -1,0 +1,74 @@
+"""The README's `make demo`, for real: five minutes on two cores."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edge.data import load_dataset
+from edge.demo.camera import LiveDaemon
+from edge.demo.loop import DemoRequest, demo
+from edge.demo.scene import FolderScene, SimulatedScene
+from edge.errors import DataError, TrainingError
+from runtime.bundle import Bundle
+from runtime.images import list_images
+from runtime.pool import Pool
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_demo__closes_the_loop(tmp_path: Path) -> None:
+    table = demo(DemoRequest(tmp_path / "demo"))
+    summary: dict[str, Any] = json.loads((tmp_path / "demo" / "summary.json").read_text())
+    for accuracy in summary["arms"].values():
+        assert accuracy["map50_95"] > 0.3  # it learned to detect, with and without self-supervision
+    assert {row["precision"] for row in summary["parity"]} == {"fp32", "int8"}
+    counts = summary["daemon"]["cameras"]["line1"]
+    assert counts["read"] == counts["processed"] + sum(counts["dropped"].values())
+    assert summary["daemon"]["collected"] > 0
+    current = Bundle.open(tmp_path / "demo" / "bundles" / "current")
+    assert summary["refresh"]["publish"] == (summary["daemon"]["swaps"] == [current.digest[:16]])
+    assert "live F1 in drifted light" in table
+    report = (tmp_path / "demo" / "report.html").read_text()
+    assert report.count("data:image/jpeg;base64,") >= 2
+    assert report.count("<svg") == 2
+    with Pool.open(tmp_path / "demo" / "pool") as pool:
+        assert {entry.reason for entry in pool.entries()} >= {"commissioning", "every_n"}
+    with pytest.raises(DataError, match="is not empty"):
+        demo(DemoRequest(tmp_path))
+
+
+def test_simulated_scene__labels_are_the_truth(tmp_path: Path) -> None:
+    scene = SimulatedScene.make(tmp_path, labels=8, seed=0)
+    dataset = load_dataset(scene.data)
+    assert (len(dataset.train), len(dataset.val)) == (8, 60)
+    assert sum(len(item.class_id) for item in dataset.train) > 8
+    image, truth = scene.live(30)
+    assert image.shape == (224, 224, 3)
+    assert len(truth) > 0
+    assert scene.live(200)[0].mean() < image.mean()  # the light has drifted
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(("name", "group", "imgsz"), [("deeppcb", r"^(\d{5})", 320), ("neu_det", r"_(\d+)$", 224)])
+def test_folder_scene__real_sets(data_dir: Path, tmp_path: Path, name: str, group: str, imgsz: int) -> None:
+    scene = FolderScene.make(data_dir / name, tmp_path, group, labels=40, seed=0)
+    dataset = load_dataset(scene.data)
+    held_out = {item.path for item in dataset.val}
+    assert (len(dataset.train), scene.imgsz) == (40, imgsz)
+    assert held_out.isdisjoint(scene.pool_paths)
+    assert held_out.isdisjoint(item.path for item in dataset.train)
+    assert len(list_images(tmp_path / "live")) == len(held_out)
+    image, truth = scene.live(len(held_out) + 3)
+    np.testing.assert_array_equal(truth.class_id, dataset.val[3].class_id)
+    assert image.shape[0] == image.shape[1]
+
+
+def test_live_daemon__tells_why_it_ended(tmp_path: Path) -> None:
+    config = {"model": {"bundle": "nowhere"}, "cameras": {"a": {"source": {"kind": "simulated", "frames": 1}}}}
+    with pytest.raises(TrainingError, match="nowhere is no bundle"), LiveDaemon(tmp_path, config):
+        pass
