@@ -38,8 +38,10 @@ def accuracy_rows() -> list[str]:
 def daemon_rows() -> list[str]:
     """`edge run` on vtest.avi."""
     rows = [
-        "| `edge run` on vtest.avi, yolo11n at 640, 2 threads | frames/s | share of the bare engine's rate "
-        "| persons a frame above 0.4 | resident, peak | first frame done after |",
+        (
+            "| `edge run` on vtest.avi, yolo11n at 640, 2 threads | frames/s | share of the bare engine's rate "
+            "| persons a frame above 0.4 | resident, peak | first frame done after |"
+        ),
         "|---|---|---|---|---|---|",
     ]
     for name, run in load("daemon")["runs"].items():
