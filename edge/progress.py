@@ -33,6 +33,11 @@ class Progress:
         self._done += steps
         self._show(note, force=False)
 
+    def reach(self, done: int, note: str = "") -> None:
+        """Sets the count, where something else counts."""
+        self._done = done
+        self._show(note, force=False)
+
     def _show(self, note: str, *, force: bool) -> None:
         now = time.monotonic()
         if not force and now - self._shown < (_TERMINAL_S if self._live else _LOG_S):

@@ -223,7 +223,7 @@ def training_loader(
         def build_transforms(self, hyp: Any = None) -> Any:
             # Mosaic would paste from a buffer of recent images, which a resumed run does not have; from a data set
             # that claims to be in memory it draws from all images, by the seeded stream.
-            cache: str | None = self.cache  # type: ignore[has-type]  # ultralytics is untyped
+            cache: str | None = self.cache
             self.cache: str | None = "ram"
             transforms = super().build_transforms(hyp)
             self.cache = cache

@@ -33,6 +33,10 @@ class Program:
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
             self._exit(f"{where}{error.strerror or error}; check the path, its permissions and the free space", 2)
+        except ImportError as error:  # OpenCV's wheel needs two libraries of the system that a bare one lacks
+            self._exit(
+                f"{error}; on Debian and Ubuntu: apt-get install libgl1 libglib2.0-0; otherwise install edgeloop again", 2
+            )
         except KeyboardInterrupt:
             self._exit("interrupted", 130)
 

@@ -74,7 +74,7 @@ class CollectConfig(_Strict):
     quota_mb: float = Field(default=DEFAULT_QUOTA_BYTES / 1e6, gt=0)
     every_n: int = Field(default=100, ge=1)
     below_confidence: float = Field(default=0.4, ge=0, le=1)
-    min_interval_s: float = Field(default=1.0, ge=0)
+    min_interval_s: float = Field(default=0.0, ge=0)
 
 
 class JsonlConfig(_Strict):

@@ -62,14 +62,17 @@ class LiveDaemon:
         rows = [json.loads(line) for line in lines]
         return [Record(row["frame"], row["time"], row["bundle"], row["infer_ms"], row["detections"]) for row in rows]
 
-    def wait(self, enough: Callable[[list[Record]], bool], limit_s: float, what: str) -> list[Record]:
-        """Waits until `enough` says so.
+    def wait(
+        self, enough: Callable[[list[Record]], bool], limit_s: float, what: str, tell: Callable[[int], None] = lambda _: None
+    ) -> list[Record]:
+        """Waits until `enough` says so; `tell` hears how many frames there are so far.
 
         Raises:
             TrainingError: the daemon ended, or the time was up.
         """
         end = time.monotonic() + limit_s
         while not enough(records := self.records()):
+            tell(len(records))
             if self._process is None or self._process.poll() is not None:
                 tail = self._log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
                 raise TrainingError(f"the daemon ended before {what}: {' '.join(tail) or 'no message'}; see {self._log}")

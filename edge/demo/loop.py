@@ -63,7 +63,7 @@ def demo(request: DemoRequest) -> str:
     # The arm with the self-supervised backbone goes on, whichever won, since the refresh continues its backbone.
     released = _release(request, scene, arms["ssl"].checkpoint, pool, bundles)
     with LiveDaemon(request.out / "live", _daemon_config(scene, pool, bundles)) as daemon:
-        before = daemon.wait(lambda seen: len(seen) >= _LIVE_FRAMES, 60 + _LIVE_FRAMES, f"frame {_LIVE_FRAMES}")
+        before = _watch(daemon)
         _say(
             5,
             "daemon",
@@ -168,6 +168,17 @@ def _daemon_config(scene: Scene, pool: Path, bundles: Path) -> dict[str, Any]:
         "cameras": {"line1": {"source": scene.live_source(), "fps": 10.0}},
         "collect": {"pool": str(pool), "every_n": 4, "below_confidence": 0.35, "min_interval_s": 0.5},
     }
+
+
+def _watch(daemon: LiveDaemon) -> list[Record]:
+    """Lets the daemon run until the light has drifted."""
+    with Progress("daemon", _LIVE_FRAMES) as progress:
+        return daemon.wait(
+            lambda seen: len(seen) >= _LIVE_FRAMES,
+            60 + _LIVE_FRAMES,
+            f"frame {_LIVE_FRAMES}",
+            lambda done: progress.reach(done, "frames"),
+        )
 
 
 def _refresh_request(request: DemoRequest, scene: Scene, backbone: Path, detector: Path, until_s: float) -> RefreshRequest:
