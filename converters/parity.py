@@ -26,6 +26,7 @@ REFERENCE = ("fp32", "onnxruntime")
 # INT8 that changes more than one box in ten, or moves scores by more than 0.03, is not the same model any more.
 MIN_F1_AGAINST_FP32 = 0.90
 MAX_SCORE_SHIFT = 0.03
+MIN_BOXES = 20  # agreement on fewer is luck: a model that finds nothing agrees with every other
 _MATCH_IOU = 0.5
 
 
@@ -64,7 +65,7 @@ class _Tally:
         f1 = 2 * self.matched / (self.found + self.expected) if self.found + self.expected else 1.0
         matched, times = max(self.matched, 1), percentiles(self.times_s)
         return Parity(
-            precision=precision, engine=engine, frames=frames, f1_against_fp32=round(f1, 4),
+            precision=precision, engine=engine, frames=frames, boxes=self.expected, f1_against_fp32=round(f1, 4),
             mean_iou=round(self.iou / matched, 4), mean_score_shift=round(self.shift / matched, 4), class_flips=self.flips,
             latency_p50_ms=round(times.p50_ms, 3), latency_p99_ms=round(times.p99_ms, 3),
         )  # fmt: skip
@@ -107,19 +108,29 @@ def measure_parity(
 
 def prefer(parity: Sequence[Parity]) -> Preferred:
     """The fastest engine and precision that agrees with FP32; FP32 under ONNX Runtime when nothing was measured."""
-    sound = [
-        row for row in parity if row.f1_against_fp32 >= MIN_F1_AGAINST_FP32 and abs(row.mean_score_shift) <= MAX_SCORE_SHIFT
-    ]
-    if not sound:
+    if not parity:
         return Preferred(engine=REFERENCE[1], precision="fp32", reason="not measured: no held-out frames in the pool")
+    doubts = {(row.precision, row.engine): _doubt(row) for row in parity}
+    sound = [row for row in parity if not doubts[row.precision, row.engine]]
     best = min(sound, key=lambda row: row.latency_p50_ms)
-    refused = [row for row in parity if row not in sound]
     reason = f"fastest of {len(sound)} that agree with FP32, p50 {best.latency_p50_ms:.1f} ms"
-    if refused:
-        reason += "; refused: " + ", ".join(
-            f"{row.precision} on {row.engine} (F1 {row.f1_against_fp32:.2f})" for row in refused
-        )
-    return Preferred(engine=best.engine, precision=best.precision, reason=reason)
+    refused = [f"{precision} on {engine} ({doubt})" for (precision, engine), doubt in doubts.items() if doubt]
+    return Preferred(
+        engine=best.engine,
+        precision=best.precision,
+        reason="; refused: ".join([reason, *([", ".join(refused)] if refused else [])]),
+    )
+
+
+def _doubt(row: Parity) -> str:
+    """Why a row cannot be trusted; empty when it can. The reference itself always can."""
+    if (row.precision, row.engine) == REFERENCE:
+        return ""
+    if row.boxes < MIN_BOXES and row.precision != REFERENCE[0]:
+        return f"only {row.boxes} boxes to compare"
+    if row.f1_against_fp32 < MIN_F1_AGAINST_FP32:
+        return f"F1 {row.f1_against_fp32:.2f}"
+    return f"scores shift by {row.mean_score_shift:+.3f}" if abs(row.mean_score_shift) > MAX_SCORE_SHIFT else ""
 
 
 def _open_all(models: Mapping[str, Path], engines: Sequence[str]) -> dict[tuple[str, str], Backend]:

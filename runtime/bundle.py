@@ -70,12 +70,14 @@ class Variant(_Strict):
 class Parity(_Strict):
     """One variant under one engine against FP32 under ONNX Runtime, on pool frames that were not calibrated on.
 
-    `f1_against_fp32` takes the FP32 detections for truth: 1 means that the same boxes came out.
+    `boxes` is how many FP32 gave: agreement on few boxes proves little. `f1_against_fp32` takes them for truth: 1 means
+    that the same boxes came out.
     """
 
     precision: Literal["fp32", "int8"]
     engine: str
     frames: int = Field(ge=0)
+    boxes: int = Field(ge=0)
     f1_against_fp32: Share
     mean_iou: Share
     mean_score_shift: float

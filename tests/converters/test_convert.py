@@ -76,11 +76,11 @@ def test_bundle__an_onnx_with_external_data_is_refused(bundle: Bundle, tmp_path:
             open_model(engine, folder / "model.fp32.onnx", "fp32")
 
 
-def parity(precision: str, engine: str, f1: float, shift: float, p50: float) -> Parity:
+def parity(precision: str, engine: str, f1: float, shift: float, p50: float, boxes: int = 50) -> Parity:
     return Parity.model_validate(
         {
             "precision": precision, "engine": engine, "frames": 8, "f1_against_fp32": f1, "mean_iou": 1.0, "mean_score_shift": shift,
-            "class_flips": 0, "latency_p50_ms": p50, "latency_p99_ms": p50,
+            "boxes": boxes, "class_flips": 0, "latency_p50_ms": p50, "latency_p99_ms": p50,
         }
     )  # fmt: skip
 
@@ -94,6 +94,13 @@ def test_prefer__fast_only_if_it_agrees(int8_f1: float, int8_shift: float, int8_
     chosen = prefer(rows)
     assert chosen.precision == expected
     assert ("refused" in chosen.reason) == (int8_f1 < 0.9 or abs(int8_shift) > 0.03)
+
+
+def test_prefer__agreement_on_nothing_is_no_proof() -> None:
+    rows = [parity("fp32", "onnxruntime", 1.0, 0.0, 10.0, boxes=0), parity("int8", "openvino", 1.0, 0.0, 5.0, boxes=0)]
+    chosen = prefer(rows)
+    assert chosen.precision == "fp32"
+    assert "only 0 boxes to compare" in chosen.reason
 
 
 def test_prefer__nothing_measured() -> None:
