@@ -10,13 +10,13 @@ demo: install
 	$(BIN)/edge demo --out work/demo
 
 test: check
-	$(BIN)/pytest
 
 check: install-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/pytest
 
 format: install-dev
 	$(BIN)/ruff format .

@@ -29,7 +29,10 @@ def staging_folder(beside: Path) -> Iterator[Path]:
     try:
         yield staging
     except OSError as error:
-        raise ConversionError(f"{beside} cannot be written: {error.strerror}; free some space") from error
+        where = error.filename or beside
+        raise ConversionError(
+            f"{where}: {error.strerror or error}; check the path, its permissions and the free space"
+        ) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 

@@ -14,7 +14,14 @@ from calibration.batches import PoolBatches
 from calibration.sampler import CalibrationFrames, sample_frames
 from converters.bundle_writer import finish_bundle, manifest_digest, staging_folder
 from converters.errors import ConversionError
-from converters.onnx_from_torch import Checkpoint, detector_from_checkpoint, load_checkpoint, onnx_from_torch, uses_nms
+from converters.onnx_from_torch import (
+    HELD_OUT,
+    Checkpoint,
+    detector_from_checkpoint,
+    load_checkpoint,
+    onnx_from_torch,
+    uses_nms,
+)
 from converters.parity import measure_parity, prefer
 from converters.qdq_from_onnx import qdq_from_onnx
 from runtime.bundle import (
@@ -54,7 +61,7 @@ class ConvertRequest:
         frames: how many frames calibrate.
         seed: of the draw.
         until_s: use pool frames captured up to this Unix time; None for all.
-        lineage, accuracy: facts for the manifest that the caller knows.
+        lineage: facts for the manifest that the caller knows.
     """
 
     checkpoint: Path
@@ -68,7 +75,6 @@ class ConvertRequest:
     seed: int = 0
     until_s: float | None = None
     lineage: Mapping[str, str] = field(default_factory=dict)
-    accuracy: Mapping[str, float] = field(default_factory=dict)
 
 
 def convert(request: ConvertRequest, out: Path, report: Report) -> Bundle:
@@ -77,12 +83,19 @@ def convert(request: ConvertRequest, out: Path, report: Report) -> Bundle:
     Raises:
         EdgeloopError: anything that cannot be converted; nothing is left behind.
     """
+    if out.exists():
+        raise ConversionError(f"{out} exists already; remove it, or choose another --out")
     return _convert(request, lambda _: out, out, report)
 
 
+def convert_into(request: ConvertRequest, bundles: Path, report: Report) -> Bundle:
+    """Like `convert`, into `bundles/<digest>`."""
+    return _convert(request, lambda manifest: bundles / manifest_digest(manifest)[:16], bundles / "new", report)
+
+
 def release(request: ConvertRequest, bundles: Path, report: Report) -> Bundle:
-    """Like `convert`, into `bundles/<digest>`, and moves `bundles/current` there."""
-    bundle = _convert(request, lambda manifest: bundles / manifest_digest(manifest)[:16], bundles / "new", report)
+    """Like `convert_into`, and moves `bundles/current` there."""
+    bundle = convert_into(request, bundles, report)
     publish(bundles, bundle)
     return bundle
 
@@ -158,6 +171,7 @@ def _manifest(
     models: Mapping[str, Path], parity: list[Parity], calibration: Calibration | None,
 ) -> Manifest:  # fmt: skip
     shapes = {item.name: [dim.dim_value for dim in item.type.tensor_type.shape.dim] for item in fp32.graph.output}
+    lineage = {"checkpoint_sha256": sha256_of_file(request.checkpoint), **checkpoint.lineage, **request.lineage}
     return Manifest(
         schema_version=SCHEMA_VERSION,
         name=checkpoint.model,
@@ -174,7 +188,7 @@ def _manifest(
         preferred=prefer(parity),
         parity=parity,
         calibration=calibration,
-        lineage={"checkpoint_sha256": sha256_of_file(request.checkpoint), **checkpoint.lineage, **request.lineage},
-        accuracy=dict(request.accuracy),
+        lineage={key: value for key, value in lineage.items() if not key.startswith(HELD_OUT)},
+        accuracy={key.removeprefix(HELD_OUT): float(value) for key, value in lineage.items() if key.startswith(HELD_OUT)},
         files={path.name: sha256_of_file(path) for path in models.values()},
     )  # fmt: skip

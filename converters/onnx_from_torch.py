@@ -11,6 +11,7 @@ import io
 import os
 import pickle
 import re
+import stat
 import tempfile
 import warnings
 from collections.abc import Mapping
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from ultralytics.nn.tasks import DetectionModel
 
 CHECKPOINT_FORMAT = "edgeloop.checkpoint/1"
+HELD_OUT = "held_out_"  # lineage keys of a detector's accuracy on held-out labels
 # 300, the usual cap on detections, costs 0.65 points of mAP50-95 here because duplicates fill it before NMS; 1000 costs
 # 0.09 and no time (benchmarks/results/coco_parity.json). End-to-end heads have no duplicates and keep 300.
 TOP_K = 1000
@@ -88,9 +90,7 @@ def import_ultralytics() -> None:
     os.environ.setdefault("YOLO_OFFLINE", "true")
     os.environ.setdefault("YOLO_VERBOSE", "false")
     if "YOLO_CONFIG_DIR" not in os.environ:
-        settings = Path(tempfile.gettempdir()) / f"edgeloop-ultralytics-{os.getuid()}"
-        settings.mkdir(mode=0o700, exist_ok=True)
-        os.environ["YOLO_CONFIG_DIR"] = str(settings)
+        os.environ["YOLO_CONFIG_DIR"] = _private_folder()
     threads = os.environ.get("OMP_NUM_THREADS")
     try:
         # torch first: ultralytics sets OMP_NUM_THREADS to 1, which would leave torch, and our children, a single core.
@@ -100,6 +100,15 @@ def import_ultralytics() -> None:
         raise MissingPackageError("ultralytics", "train") from error
     if threads is None:
         os.environ.pop("OMP_NUM_THREADS", None)
+
+
+def _private_folder() -> str:
+    """A folder for ultralytics' settings that no other user could have prepared."""
+    folder = Path(tempfile.gettempdir()) / f"edgeloop-ultralytics-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    status = folder.lstat()
+    ours = stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o077
+    return str(folder) if ours else tempfile.mkdtemp(prefix="edgeloop-ultralytics-")
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
@@ -130,10 +139,13 @@ def load_checkpoint(path: Path, model: str | None = None) -> Checkpoint:
     """
     content = _read_tensors(path)
     if content.get("format") == CHECKPOINT_FORMAT:
-        return Checkpoint(
-            str(content["model"]), tuple(content["names"]), content["state"], int(content["imgsz"]),
-            str(content["kind"]), dict(content["lineage"]), content["training"],
-        )  # fmt: skip
+        try:
+            return Checkpoint(
+                str(content["model"]), tuple(content["names"]), content["state"], int(content["imgsz"]),
+                str(content["kind"]), dict(content["lineage"]), content["training"],
+            )  # fmt: skip
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{path} is an incomplete checkpoint ({error!r}); train it again") from error
     state = {key: value.float() if value.is_floating_point() else value for key, value in content.items()}
     found = model or _matching_model(path, state)
     classes = _class_count(path, state)
@@ -151,12 +163,21 @@ def _read_tensors(path: Path) -> dict[str, Any]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickle protocols; what cannot be read is told below
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except (
+        pickle.UnpicklingError,
+        RuntimeError,
+        OSError,
+        EOFError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+    ) as error:
         raise CheckpointError(
             f"{path} cannot be read as plain tensors: it is damaged, or a pickled model whose loading could run code; "
             "save its state_dict() with torch.save and use that"
         ) from error
-    tensors = isinstance(content, dict) and all(isinstance(value, torch.Tensor) for value in content.values())
+    tensors = isinstance(content, dict) and all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in content.items())
     if not isinstance(content, dict) or not content or not (tensors or content.get("format") == CHECKPOINT_FORMAT):
         kind = content.get("format", "an unknown layout") if isinstance(content, dict) else type(content).__name__
         raise CheckpointError(
@@ -194,6 +215,11 @@ def detector_from_checkpoint(checkpoint: Checkpoint) -> DetectionModel:
         )
     model = build_model(checkpoint.model, len(checkpoint.names))
     own = model.state_dict()
+    known = _head_rows(checkpoint.state)
+    if known is not None and known != len(checkpoint.names):
+        raise CheckpointError(
+            f"{len(checkpoint.names)} class names were given, but the weights have {known} classes; name exactly {known}"
+        )
     wrong = [key for key in own if key not in checkpoint.state or checkpoint.state[key].shape != own[key].shape]
     extra = [key for key in checkpoint.state if key not in own]
     if wrong or extra:
@@ -276,14 +302,19 @@ def _is_end_to_end(exported: onnx.ModelProto) -> bool:
     return bool(dims[-1] == 6 and dims[1] <= END_TO_END_TOP_K)
 
 
-def _class_count(path: Path, state: Mapping[str, torch.Tensor]) -> int:
+def _head_rows(state: Mapping[str, torch.Tensor]) -> int | None:
     """Rows of the last class convolution of the head (`model.23.cv3.0.2.weight`)."""
     rows = [value.shape[0] for key, value in state.items() if re.fullmatch(r"model\.\d+\.cv3\.0\.2\.weight", key)]
-    if len(rows) != 1:
+    return int(rows[0]) if len(rows) == 1 else None
+
+
+def _class_count(path: Path, state: Mapping[str, torch.Tensor]) -> int:
+    rows = _head_rows(state)
+    if rows is None:
         raise CheckpointError(
             f"{path} has no YOLO detection head (no tensor model.N.cv3.0.2.weight); name a detector of {', '.join(_SCALES)}"
         )
-    return int(rows[0])
+    return rows
 
 
 def _matching_model(path: Path, state: Mapping[str, torch.Tensor]) -> str:

@@ -14,10 +14,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.backends import ENGINES, Backend, open_model, warm
+from runtime.backends import open_installed, open_model, warm
 from runtime.bundle import Parity, Preferred
 from runtime.detections import Detections, box_iou
-from runtime.errors import BackendError, MissingPackageError
 from runtime.metrics import percentiles
 from runtime.postprocess import Thresholds, detections_from_outputs
 from runtime.preprocess import Letterbox
@@ -71,21 +70,17 @@ class _Tally:
         )  # fmt: skip
 
 
-def measure_parity(
-    models: Mapping[str, Path],
-    canvases: Iterable[NDArray[np.uint8]],
-    thresholds: Thresholds,
-    engines: Sequence[str] = tuple(ENGINES),
-) -> list[Parity]:
+def measure_parity(models: Mapping[str, Path], canvases: Iterable[NDArray[np.uint8]], thresholds: Thresholds) -> list[Parity]:
     """Runs every precision under every installed engine on the same canvases.
 
     Args:
         models: ONNX file of each precision; `fp32` must be among them.
         canvases: uint8 (b, h, w, 3) letterboxed; only row 0 is compared.
         thresholds: those of the release.
-        engines: names in `ENGINES`; ones that are not installed or refuse a file are left out.
     """
-    backends = _open_all(models, engines)
+    backends = open_installed(models)
+    if REFERENCE not in backends:
+        backends[REFERENCE] = open_model(REFERENCE[1], models[REFERENCE[0]], REFERENCE[0])  # says what is wrong with it
     tallies = {key: _Tally() for key in backends}
     frames = 0
     for canvas in canvases:
@@ -131,19 +126,6 @@ def _doubt(row: Parity) -> str:
     if row.f1_against_fp32 < MIN_F1_AGAINST_FP32:
         return f"F1 {row.f1_against_fp32:.2f}"
     return f"scores shift by {row.mean_score_shift:+.3f}" if abs(row.mean_score_shift) > MAX_SCORE_SHIFT else ""
-
-
-def _open_all(models: Mapping[str, Path], engines: Sequence[str]) -> dict[tuple[str, str], Backend]:
-    backends = {REFERENCE: open_model(REFERENCE[1], models[REFERENCE[0]], REFERENCE[0])}
-    for precision, path in models.items():
-        for engine in engines:
-            if (precision, engine) in backends:
-                continue
-            try:
-                backends[precision, engine] = open_model(engine, path, precision)
-            except (MissingPackageError, BackendError):
-                continue  # this device does not have that engine, or it cannot run that file: it is no candidate
-    return backends
 
 
 def _identity(canvas: NDArray[np.uint8]) -> Letterbox:

@@ -188,7 +188,7 @@ def refresh(
     model: Model = "yolo11n",
     pretrain_epochs: Epochs = 5,
     tune_epochs: Epochs = 20,
-    imgsz: Imgsz = 640,
+    imgsz: Annotated[int, typer.Option(min=0, max=4096, help="Input side in pixels; 0 for the released one.")] = 0,
     batch: Batch = 16,
     lr: Lr = 1e-3,
     seed: Seed = 0,
@@ -230,7 +230,9 @@ def pool_add(
     pool: Annotated[Path, typer.Argument(help="The pool; made if need be.")],
     images: Annotated[Path, typer.Argument(help="A folder of images.")],
     camera: Annotated[str, typer.Option(help="Name to file them under.")] = "import",
-    quota_mb: Annotated[float, typer.Option(min=0.001, help="Hard limit of the pool in megabytes.")] = 2000.0,
+    quota_mb: Annotated[
+        float, typer.Option(min=0.001, help="Hard limit of the pool in megabytes; a full pool refuses.")
+    ] = 2147.483648,
 ) -> None:
     """Adds a folder of images; JPEG files keep their bytes."""
     from edge.progress import Progress
@@ -240,7 +242,7 @@ def pool_add(
 
     paths = list_images(images)
     now, added = time.time(), 0
-    with Pool.create(pool, quota_bytes=round(quota_mb * 1e6)) as opened, Progress("add", len(paths)) as progress:
+    with Pool.create(pool, round(quota_mb * 1e6), evict=False) as opened, Progress("add", len(paths)) as progress:
         for number, path in enumerate(paths):
             added += add_image_file(opened, path, camera, now + number * 1e-3)
             progress.advance(path.name)

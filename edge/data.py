@@ -72,6 +72,12 @@ def load_dataset(data_yaml: Path) -> Dataset:
         parts.append(read_labels(_image_paths(base, content[key], data_yaml), len(names)))
     if not parts[0]:
         raise DataError(f"{data_yaml}: `train` names no image; list at least one labelled image")
+    for key, part in zip(("train", "val"), parts, strict=True):
+        if part and not any(len(item.class_id) for item in part):
+            expected = _label_path(part[0].path)
+            raise DataError(
+                f"{data_yaml}: none of the {len(part)} images of `{key}` has a box; their labels are expected like {expected}"
+            )
     return Dataset(names, parts[0], parts[1])
 
 
@@ -93,6 +99,8 @@ def split_dataset(folder: Path, out: Path, pattern: str, labels: int, val_share:
     Raises:
         DataError: unusable folder or pattern, or fewer than two groups.
     """
+    if out.resolve() == folder.resolve():
+        raise DataError(f"--out {out} is the data set itself, whose data.yaml would be overwritten; choose another folder")
     names = _names(_read_yaml(folder / "data.yaml"), folder / "data.yaml")
     paths = list_images(folder / "images")
     groups = _grouped(paths, pattern)
@@ -183,7 +191,7 @@ def _read_yaml(path: Path) -> dict[str, object]:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}; a data set has a data.yaml with `names`") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise DataError(f"{path} is not valid YAML: {str(error).splitlines()[0]}; fix it") from error
     if not isinstance(content, dict):
         raise DataError(f"{path} holds no mapping; expected `names`, `train` and `val`")
@@ -192,7 +200,7 @@ def _read_yaml(path: Path) -> dict[str, object]:
 
 def _names(content: dict[str, object], path: Path) -> tuple[str, ...]:
     names = content.get("names")
-    if isinstance(names, dict) and sorted(names) == list(range(len(names))) and names:
+    if isinstance(names, dict) and set(names) == set(range(len(names))) and names:
         return tuple(str(names[index]) for index in range(len(names)))
     if isinstance(names, list) and names:
         return tuple(str(name) for name in names)
@@ -225,11 +233,19 @@ def _grouped(paths: Sequence[Path], pattern: str) -> dict[str, list[Path]]:
         raise DataError(f"--group {pattern!r} is no regular expression: {error}; try '^(\\d+)'") from error
     groups: dict[str, list[Path]] = {}
     for path in paths:
-        match = expression.search(path.stem)
-        if match is None:
+        key = group_of(path, expression.pattern)
+        if key is None:
             raise DataError(f"--group {pattern!r} does not match {path.name}; every file name must belong to a group")
-        groups.setdefault(match[1] if expression.groups else match[0], []).append(path)
+        groups.setdefault(key, []).append(path)
     return groups
+
+
+def group_of(path: Path, pattern: str) -> str | None:
+    """The board, photo or scene of an image: the pattern's first group, or its whole match; None without a match."""
+    match = re.search(pattern, path.stem)
+    if match is None:
+        return None
+    return match[1] if match.re.groups else match[0]
 
 
 def _write_split(out: Path, names: Sequence[str], lists: dict[str, list[Path]]) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from converters.onnx_from_torch import Checkpoint, load_checkpoint, save_checkpoint
+from converters.onnx_from_torch import HELD_OUT, Checkpoint, load_checkpoint, save_checkpoint
 from edge.data import Dataset, load_dataset
 from edge.errors import TrainingError
 from edge.evaluate import Accuracy, evaluate
@@ -18,6 +18,7 @@ from edge.progress import Progress
 from edge.torch_detector import torch_detector
 from edge.training import Budget, Run, adamw, train_epoch, with_training
 from edge.yolo import BatchSpec, WeightAverage, build_detector, family_of, inject, training_loader, weight_average
+from runtime.files import sha256_of_file
 from runtime.preprocess import STRIDE, Preprocess
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ def finetune(request: FinetuneRequest) -> Finetuned:
     optimizer = adamw([detector], request.lr, _WEIGHT_DECAY)
     run = Run(request.out, {"detector": detector, "ema": ema.ema}, optimizer, Budget(request.epochs, request.lr), request.seed)
     digest = data_digest(dataset)
-    run.start({"model": request.model, "data": digest, "imgsz": request.imgsz, "batch": request.batch}, resume=request.resume)
+    run.start(_fingerprint(request, dataset, digest), resume=request.resume)
     lineage = {
         **injected,
         "labels_sha256": digest,
@@ -124,10 +125,20 @@ def finetune(request: FinetuneRequest) -> Finetuned:
                 figures |= {"map50_95": found.map50_95, "f1": found.f1}
             run.finish_epoch(_checkpoint(ema.ema, dataset, request, lineage), figures)
     path = request.out / DETECTOR
-    save_checkpoint(path, with_training(_checkpoint(ema.ema, dataset, request, lineage), None))
     if found is None and dataset.val:
         found = _evaluate(ema.ema, dataset, request)
+    measured = {f"{HELD_OUT}{name}": str(value) for name, value in found.as_dict().items()} if found else {}
+    save_checkpoint(path, with_training(_checkpoint(ema.ema, dataset, request, {**lineage, **measured}), None))
     return Finetuned(path, found, run.extra.get("figures", []))
+
+
+def _fingerprint(request: FinetuneRequest, dataset: Dataset, digest: str) -> dict[str, str | int | bool]:
+    """What must be the same for a resumed run to be the run that was interrupted."""
+    return {
+        "model": request.model, "data": digest, "names": ", ".join(dataset.names), "imgsz": request.imgsz, "batch": request.batch,
+        "init": ", ".join(sha256_of_file(path)[:12] for path in request.init), "freeze_backbone": request.freeze_backbone,
+        "light_pool": f"{request.light_pool} until {request.until_s}",
+    }  # fmt: skip
 
 
 class _Loaders:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,19 +11,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from converters.onnx_from_torch import Checkpoint, load_checkpoint, save_checkpoint
-from edge.errors import TrainingError
 from edge.methods.simclr import TwoViews, build_simclr
 from edge.progress import Progress
-from edge.training import Budget, Run, adamw, train_epoch, with_training
+from edge.snapshot import Snapshot
+from edge.training import Budget, Run, adamw, check_run_folder, train_epoch, with_training
 from edge.yolo import backbone_keys, build_backbone, build_detector, inject
-from runtime.errors import PoolError
-from runtime.pool import Pool, PoolEntry
+from runtime.files import sha256_of_file
 
 if TYPE_CHECKING:
     import torch
 
 BACKBONE = "backbone.pt"
 _WEIGHT_DECAY = 1e-4
+_FEWEST = 2  # frames: every contrastive batch needs another image to repel
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,56 +64,47 @@ def pretrain(request: PretrainRequest) -> Path:
     """
     import torch
 
-    with Pool.open(request.pool) as pool:
-        entries = _entries(pool, request)
-        detector = build_detector(request.model, ["object"], request.seed)
-        _start_from(detector, request)
-        backbone = build_backbone(detector, request.model)
-        channels = backbone(torch.zeros(1, 3, 64, 64)).shape[1]
-        method = build_simclr(backbone, channels).to(memory_format=torch.channels_last)
-        run = Run(
-            request.out,
-            {"method": method},
-            adamw([method], request.lr, _WEIGHT_DECAY),
-            Budget(request.epochs, request.lr),
-            request.seed,
-        )
-        digest = hashlib.sha256("".join(entry.sha256 for entry in entries).encode()).hexdigest()
-        frozen_pool = digest if request.until_s is None else f"until {request.until_s}"  # a live pool may evict meanwhile
-        run.start(
-            {"model": request.model, "pool": frozen_pool, "imgsz": request.imgsz, "batch": request.batch}, resume=request.resume
-        )
-        batch = min(request.batch, len(entries))
-        steps = len(entries) // batch
-        views = TwoViews(request.imgsz)
-        lineage = {
-            "ssl": "simclr",
-            "ssl_pool_sha256": digest,
-            "ssl_frames": str(len(entries)),
-            "ssl_epochs": str(request.epochs),
-            "ssl_seed": str(request.seed),
-        }
-        with Progress("pretrain", (request.epochs - run.epoch) * steps) as progress:
-            for epoch in run.epochs(steps):
-                method.train()
-                batches = _batches(pool, entries, views, batch, (request.seed, epoch))
-                figures = train_epoch(run, batches, lambda pair: method(*pair), progress)
-                checkpoint = _checkpoint(detector, request, lineage)
-                run.finish_epoch(checkpoint, figures)
-        path = request.out / BACKBONE
-        save_checkpoint(path, with_training(_checkpoint(detector, request, lineage), None))
-        return path
+    check_run_folder(request.out, resume=request.resume)  # before anything is linked into it
+    run_frames = Snapshot(request.out) if request.resume else None
+    frames = run_frames or Snapshot.take(request.pool, request.out, request.until_s, _FEWEST)
+    batch = min(request.batch, len(frames))
+    detector = build_detector(request.model, ["object"], request.seed)
+    _start_from(detector, request)
+    backbone = build_backbone(detector, request.model)
+    channels = backbone(torch.zeros(1, 3, 64, 64)).shape[1]
+    method = build_simclr(backbone, channels).to(memory_format=torch.channels_last)
+    run = Run(
+        request.out,
+        {"method": method},
+        adamw([method], request.lr, _WEIGHT_DECAY),
+        Budget(request.epochs, request.lr),
+        request.seed,
+    )
+    run.start(_fingerprint(request, frames), resume=request.resume)
+    steps, views, lineage = len(frames) // batch, TwoViews(request.imgsz), _lineage(request, frames)
+    with Progress("pretrain", (request.epochs - run.epoch) * steps) as progress:
+        for epoch in run.epochs(steps):
+            method.train()
+            batches = _batches(frames, views, batch, (request.seed, epoch))
+            figures = train_epoch(run, batches, lambda pair: method(*pair), progress)
+            run.finish_epoch(_checkpoint(detector, request, lineage), figures)
+    path = request.out / BACKBONE
+    save_checkpoint(path, with_training(_checkpoint(detector, request, lineage), None))
+    frames.remove()
+    return path
 
 
-def _entries(pool: Pool, request: PretrainRequest) -> list[PoolEntry]:
-    entries, batch = pool.entries(request.until_s), request.batch
-    if not entries:
-        raise PoolError(f"pool {pool.path} is empty; fill it with: edge pool add {pool.path} IMAGES")
-    if len(entries) < 2 or batch < 2:
-        raise TrainingError(
-            f"contrastive pretraining needs at least 2 frames a batch, but got {min(len(entries), batch)}; collect more frames"
-        )
-    return entries
+def _fingerprint(request: PretrainRequest, frames: Snapshot) -> dict[str, str | int]:
+    """What must be the same for a resumed run to be the run that was interrupted."""
+    init = sha256_of_file(request.init)[:12] if request.init else ""
+    return {"model": request.model, "frames": frames.digest, "init": init, "imgsz": request.imgsz, "batch": request.batch}
+
+
+def _lineage(request: PretrainRequest, frames: Snapshot) -> dict[str, str]:
+    return {
+        "ssl": "simclr", "ssl_frames_sha256": frames.digest, "ssl_frames": str(len(frames)),
+        "ssl_epochs": str(request.epochs), "ssl_seed": str(request.seed),
+    }  # fmt: skip
 
 
 def _start_from(detector: torch.nn.Module, request: PretrainRequest) -> None:
@@ -124,14 +114,14 @@ def _start_from(detector: torch.nn.Module, request: PretrainRequest) -> None:
 
 
 def _batches(
-    pool: Pool, entries: list[PoolEntry], views: TwoViews, batch: int, seed: tuple[int, int]
+    frames: Snapshot, views: TwoViews, batch: int, seed: tuple[int, int]
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Full batches of two views in a seeded order; the rest of an epoch that does not fill a batch is left out."""
     import torch
 
-    order = np.random.default_rng(seed).permutation(len(entries))
+    order = np.random.default_rng(seed).permutation(len(frames))
     for start in range(0, len(order) - batch + 1, batch):
-        pairs = [views(pool.read(entries[index])) for index in order[start : start + batch]]
+        pairs = [views(frames.read(int(index))) for index in order[start : start + batch]]
         first, second = (torch.stack(side).contiguous(memory_format=torch.channels_last) for side in zip(*pairs, strict=True))
         yield first, second
 

@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from ultralytics.nn.tasks import DetectionModel
 
 
-def torch_detector(detector: DetectionModel, preprocess: Preprocess, iou: float = 0.7) -> Detect:
+def torch_detector(detector: DetectionModel, preprocess: Preprocess) -> Detect:
     """A function image → detections down to `EVALUATION_CONFIDENCE`; the detector is set to evaluation mode."""
     import torch
 
     detector.eval()
     canvas = preprocess.buffer()
     end_to_end = bool(detector.model[-1].end2end)
-    thresholds = Thresholds(EVALUATION_CONFIDENCE, None if end_to_end else iou)
+    thresholds = Thresholds(EVALUATION_CONFIDENCE, None) if end_to_end else Thresholds(EVALUATION_CONFIDENCE)
 
     def detect(image: NDArray[np.uint8]) -> Detections:
         letterbox = preprocess.letterbox(image, canvas[0])

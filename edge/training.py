@@ -76,13 +76,9 @@ class Run:
             TrainingError: nothing to resume, another run's folder, or a folder that holds a run already.
         """
         self._fingerprint = {**fingerprint, "epochs": self.budget.epochs, "lr": self.budget.lr, "seed": self.seed}
-        last = self.out / LAST
-        if resume and not last.is_file():
-            raise TrainingError(f"{self.out} holds no {LAST} to resume from; leave out --resume to start")
-        if not resume and last.is_file():
-            raise TrainingError(f"{self.out} holds a run already; go on with --resume, or choose another --out")
+        check_run_folder(self.out, resume=resume)
         if resume:
-            self._restore(load_checkpoint(last))
+            self._restore(load_checkpoint(self.out / LAST))
 
     def epochs(self, steps_per_epoch: int) -> Iterable[int]:
         """Yields the epochs that are left; the schedule is placed at the first of them."""
@@ -155,6 +151,19 @@ class Run:
             raise MissingPackageError("lightly", "train") from error
         total = self.budget.epochs * steps_per_epoch
         return CosineWarmupScheduler(self._optimizer, round(self.budget.warmup * total), total)  # type: ignore[no-any-return]
+
+
+def check_run_folder(out: Path, *, resume: bool) -> None:
+    """Whether a run can start, or go on, in a folder.
+
+    Raises:
+        TrainingError: nothing to resume, or another run's folder.
+    """
+    last = out / LAST
+    if resume and not last.is_file():
+        raise TrainingError(f"{out} holds no {LAST} to resume from; leave out --resume to start")
+    if not resume and last.is_file():
+        raise TrainingError(f"{out} holds a run already; go on with --resume, or choose another --out")
 
 
 def train_epoch(

@@ -5,8 +5,10 @@ The only file of `edge` that imports ultralytics; building and reading models is
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -239,6 +241,7 @@ def training_loader(
         rect=False, cache=False, single_cls=False, stride=32, pad=0.0, prefix="", task="detect",
         data={"names": dict(enumerate(names)), "channels": 3},
     )  # fmt: skip
+    dataset.npy_files = [Path(os.devnull) / "none"] * len(items)  # it would trust, rewrite or delete a.npy beside a.jpg
     generator = torch.Generator()
     generator.manual_seed(batches.seed)
     return torch.utils.data.DataLoader(

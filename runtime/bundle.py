@@ -37,11 +37,17 @@ class _Strict(BaseModel):
 class PreprocessSpec(_Strict):
     """`runtime.preprocess.Preprocess` as it is written down."""
 
-    size_wh: tuple[int, int]
+    size_wh: tuple[Annotated[int, Field(gt=0, le=8192)], Annotated[int, Field(gt=0, le=8192)]]
     pad_value: int = Field(ge=0, le=255)
     stride: int = Field(gt=0)
     color: Literal["rgb", "bgr"]
     scale: float = Field(gt=0)
+
+    @model_validator(mode="after")
+    def _on_the_stride(self) -> PreprocessSpec:
+        if any(side % self.stride for side in self.size_wh):
+            raise ValueError(f"size_wh {self.size_wh} is no multiple of stride {self.stride}")
+        return self
 
 
 class OutputSpec(_Strict):
@@ -165,10 +171,13 @@ class Bundle:
             raise BundleError(f"{path} is no bundle: it has no manifest.json; make one with: edge-convert CKPT --out BUNDLE")
         if manifest_path.stat().st_size > _MANIFEST_BYTES:
             raise BundleError(f"{manifest_path} is larger than {_MANIFEST_BYTES} bytes and cannot be a manifest; convert again")
-        data = manifest_path.read_bytes()
-        manifest = _parse_manifest(data, manifest_path)
-        for name, expected in manifest.files.items():
-            _check_file(folder, name, expected)
+        try:
+            data = manifest_path.read_bytes()
+            manifest = _parse_manifest(data, manifest_path)
+            for name, expected in manifest.files.items():
+                _check_file(folder, name, expected)
+        except OSError as error:
+            raise BundleError(f"{error.filename or folder} cannot be read: {error.strerror}; fetch the bundle again") from error
         return cls(folder, hashlib.sha256(data).hexdigest(), manifest)
 
     @property

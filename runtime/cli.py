@@ -24,7 +24,7 @@ class Program:
         )
 
     def run(self) -> None:
-        """Runs the command line and exits: 0 done, 2 refused, 130 interrupted."""
+        """Runs the command line and exits: 0 done, 2 refused, 130 interrupted (by typer)."""
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
         try:
             self.app(prog_name=self.name)
@@ -37,8 +37,6 @@ class Program:
             self._exit(
                 f"{error}; on Debian and Ubuntu: apt-get install libgl1 libglib2.0-0; otherwise install edgeloop again", 2
             )
-        except KeyboardInterrupt:
-            self._exit("interrupted", 130)
 
     def _exit(self, sentence: str, code: int) -> None:
         sys.stderr.write(f"{self.name}: {sentence}\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 
 from runtime.config import CollectConfig
 from runtime.errors import PoolError
@@ -29,13 +30,14 @@ class Collector:
         self._config = config
         self._pool = Pool.create(config.pool, quota_bytes=round(config.quota_mb * 1e6))
         self._last_kept_s: dict[str, float] = {}
+        self._seen: Counter[str] = Counter()  # frames that reached the model: indices have gaps where frames were dropped
         self.kept = 0
         self.failed = 0
 
     def reason(self, result: Result) -> str | None:
         """Why a frame is worth keeping, or None."""
         frame, confidence = result.frame, result.detections.confidence
-        if frame.index % self._config.every_n == 0:
+        if self._seen[frame.camera] % self._config.every_n == 0:
             return "every_n"
         since_s = frame.captured_monotonic_s - self._last_kept_s.get(frame.camera, float("-inf"))
         unsure = len(confidence) > 0 and float(confidence.min()) < self._config.below_confidence
@@ -44,6 +46,7 @@ class Collector:
     def emit(self, result: Result) -> None:
         """Keeps the frame if it is worth it; a failing disk is logged once and counted."""
         reason = self.reason(result)
+        self._seen[result.frame.camera] += 1
         if reason is None:
             return
         frame, confidence = result.frame, result.detections.confidence

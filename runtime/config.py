@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from runtime.errors import ConfigError
 from runtime.pool import DEFAULT_QUOTA_BYTES
+from runtime.sources.opencv import is_live
 
 FPS_MAX = "max"
 
@@ -38,7 +39,7 @@ class SimulatedConfig(_Strict):
     """The built-in inspection line; see `runtime.sources.simulated.Line`."""
 
     kind: Literal["simulated"]
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     size_wh: tuple[Annotated[int, Field(ge=64, le=2048)], Annotated[int, Field(ge=64, le=2048)]] = (256, 256)
     frames: Annotated[int, Field(gt=0)] | None = None
     start: int = Field(default=0, ge=0)
@@ -54,6 +55,17 @@ class CameraConfig(_Strict):
 
     source: SourceConfig
     fps: Annotated[float, Field(gt=0, le=1000)] | Literal["max"] | None = None
+
+    @property
+    def live(self) -> bool:
+        """Whether frames that nobody takes are gone."""
+        return isinstance(self.source, OpenCVConfig) and is_live(self.source.uri)
+
+    @model_validator(mode="after")
+    def _a_live_camera_cannot_wait(self) -> CameraConfig:
+        if self.live and self.fps is not None:
+            raise ValueError("fps is for files and folders; a live camera sets its own rate, so remove it")
+        return self
 
 
 class ModelConfig(_Strict):
@@ -104,14 +116,6 @@ class EdgeConfig(_Strict):
     sinks: list[SinkConfig] = Field(default_factory=list)
     collect: CollectConfig | None = None
 
-    @model_validator(mode="after")
-    def _live_cameras_cannot_wait(self) -> EdgeConfig:
-        for name, camera in self.cameras.items():
-            source = camera.source
-            if camera.fps == FPS_MAX and isinstance(source, OpenCVConfig) and source.uri.startswith(("rtsp:", "/dev/")):
-                raise ValueError(f"camera {name}: fps: max is for files; a live camera sets its own rate, so remove it")
-        return self
-
 
 def load_config(path: str | Path) -> EdgeConfig:
     """Reads edge.yaml. Relative paths in it are relative to the working directory.
@@ -126,7 +130,7 @@ def load_config(path: str | Path) -> EdgeConfig:
         raise ConfigError(f"{path} cannot be read: {reason}; start from deploy/edge.yaml") from error
     try:
         document, tree = yaml.safe_load(text), yaml.compose(text, Loader=yaml.SafeLoader)
-    except (yaml.YAMLError, RecursionError) as error:
+    except (yaml.YAMLError, RecursionError, ValueError) as error:  # ValueError: a date like 2024-13-45
         place = getattr(error, "problem_mark", None)
         line = f":{place.line + 1}" if place else ""
         raise ConfigError(f"{path}{line}: not valid YAML: {getattr(error, 'problem', error)}; fix that line") from error

@@ -15,6 +15,7 @@ from types import FrameType
 from runtime.capture import Capture
 from runtime.collector import Collector
 from runtime.config import FPS_MAX, EdgeConfig
+from runtime.errors import SinkError
 from runtime.frame import Frame
 from runtime.metrics import Durations, peak_resident_bytes, resident_bytes
 from runtime.outlet import Outlet
@@ -45,6 +46,7 @@ class Daemon:
         self._turn = 0
         self._first_frame_s: float | None = None
         self._elapsed_s: float | None = None
+        self._resident_bytes = 0
 
     def run(self) -> dict[str, object]:
         """Starts, runs and stops; returns the summary that `edge run` prints.
@@ -58,6 +60,10 @@ class Daemon:
                 self._main_loop()
         finally:
             self._shutdown()
+        if self._outlet.error is not None:
+            raise SinkError(
+                f"the sinks failed ({self._outlet.error!r}) and the daemon ended; please report this"
+            ) from self._outlet.error
         return self.summary()
 
     def stop(self) -> None:
@@ -98,8 +104,9 @@ class Daemon:
 
     def _tick(self, frame: Frame) -> None:
         result = self._pipeline.process(frame)
-        self._outlet.put(result)
         self._count(result)
+        if not self._outlet.put(result):
+            self.stop()
         if new := self._watcher.take():
             self._swap(new)
 
@@ -140,6 +147,7 @@ class Daemon:
         self._watcher.stop()
         self._outlet.close()
         self._elapsed_s = time.monotonic() - self._started_s
+        self._resident_bytes = resident_bytes()  # with the model loaded, as it ran
         self._pipeline.close()
 
     @property
@@ -164,11 +172,14 @@ class Daemon:
             "frames_per_s": round(processed / max(elapsed_s, 1e-9), 2),
             "detections": self._detections,
             "latency": {stage: durations.summary().as_dict() for stage, durations in self._durations.items()},
-            "resident_mb": round(resident_bytes() / 1e6, 1),
+            "resident_mb": round((self._resident_bytes or resident_bytes()) / 1e6, 1),
             "peak_resident_mb": round(peak_resident_bytes() / 1e6, 1),
             "first_frame_s": None if self._first_frame_s is None else round(self._first_frame_s, 3),
             "collected": self._collector.kept if self._collector else 0,
+            "not_collected": self._collector.failed if self._collector else 0,
             "sink_results_dropped": self._outlet.dropped,
+            "sink_results_failed": self._outlet.failed,
+            "bundles_refused": self._watcher.failed,
             "swaps": [digest[:16] for digest in self._swaps],
             "bundle": self._pipeline.bundle.digest[:16],
             "engine": self._pipeline.backend.engine,

@@ -33,8 +33,3 @@ class Frame:
             raise ValueError(
                 f"image must be uint8 with shape (height, width, 3), but got {self.image.dtype} {self.image.shape}"
             )
-
-    @property
-    def size_wh(self) -> tuple[int, int]:
-        """Width and height in pixels."""
-        return self.image.shape[1], self.image.shape[0]

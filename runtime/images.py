@@ -45,7 +45,10 @@ def decode_image(data: bytes, name: str) -> NDArray[np.uint8]:
     """Decodes the bytes of an image called `name`; see `read_image`."""
     if is_truncated_jpeg(data):
         raise SourceError(f"{name} is a truncated JPEG ({len(data)} bytes, no end marker); copy it again or remove it")
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
+    except cv2.error as error:  # such as a header that claims billions of pixels
+        raise SourceError(f"{name} cannot be decoded as an image: {error.err}; remove it") from error
     if image is None:
         raise SourceError(f"{name} cannot be decoded as an image ({len(data)} bytes); copy it again or remove it")
     return np.asarray(image, np.uint8)

@@ -1,4 +1,4 @@
-"""What the daemon and the benchmarks count: every value kept, nothing trimmed."""
+"""What the daemon and the benchmarks count: no outlier is ever trimmed."""
 
 from __future__ import annotations
 

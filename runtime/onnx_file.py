@@ -11,9 +11,17 @@ from pathlib import Path
 
 from runtime.errors import BackendError
 
+# Where tensors can hide, message by message: field number → kind of what is inside.
+_INSIDE = {
+    "model": {7: "graph", 20: "training", 25: "function"},
+    "training": {1: "graph", 2: "graph"},
+    "function": {7: "node", 11: "attribute"},
+    "graph": {1: "node", 5: "tensor", 15: "sparse"},
+    "node": {5: "attribute"},
+    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
+    "sparse": {1: "tensor", 2: "tensor"},
+}
 _MODEL_GRAPH = 7
-_GRAPH_NODE, _GRAPH_INITIALIZER = 1, 5
-_NODE_ATTRIBUTE, _ATTRIBUTE_TENSOR = 5, 5
 _TENSOR_EXTERNAL_DATA, _TENSOR_DATA_LOCATION = 13, 14
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
@@ -26,18 +34,13 @@ def refuse_external_data(path: Path) -> None:
     """
     try:
         model = memoryview(path.read_bytes())
-        graphs = list(_messages(model, _MODEL_GRAPH))
-        tensors = (tensor for graph in graphs for tensor in _tensors(graph))
-        external = any(
-            number in (_TENSOR_EXTERNAL_DATA, _TENSOR_DATA_LOCATION) and value
-            for tensor in tensors
-            for number, value in _fields(tensor)
-        )
-    except (IndexError, ValueError) as error:
+        has_graph = any(number == _MODEL_GRAPH for number, _ in _fields(model))
+        external = _is_external(model, "model")
+    except (IndexError, ValueError, RecursionError) as error:
         raise BackendError(f"{path} is no ONNX file; convert the model again") from error
     except OSError as error:
         raise BackendError(f"{path} cannot be read: {error.strerror}; fetch the bundle again") from error
-    if not graphs:
+    if not has_graph:
         raise BackendError(f"{path} is no ONNX file; convert the model again")
     if external:
         raise BackendError(
@@ -45,17 +48,16 @@ def refuse_external_data(path: Path) -> None:
         )
 
 
-def _tensors(graph: memoryview) -> Iterator[memoryview]:
-    yield from _messages(graph, _GRAPH_INITIALIZER)
-    for node in _messages(graph, _GRAPH_NODE):
-        for attribute in _messages(node, _NODE_ATTRIBUTE):
-            yield from _messages(attribute, _ATTRIBUTE_TENSOR)
-
-
-def _messages(data: memoryview, wanted: int) -> Iterator[memoryview]:
-    for number, value in _fields(data):
-        if number == wanted and isinstance(value, memoryview):
-            yield value
+def _is_external(message: memoryview, kind: str) -> bool:
+    if kind == "tensor":
+        return any(
+            number in (_TENSOR_EXTERNAL_DATA, _TENSOR_DATA_LOCATION) and bool(value) for number, value in _fields(message)
+        )
+    inside = _INSIDE[kind]
+    return any(
+        number in inside and isinstance(value, memoryview) and _is_external(value, inside[number])
+        for number, value in _fields(message)
+    )
 
 
 def _fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:

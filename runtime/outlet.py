@@ -27,14 +27,15 @@ class Outlet:
         self._queue: BoundedQueue[Result] = BoundedQueue(QUEUE_SIZE, lossless=lossless)
         self._thread = threading.Thread(target=self._run, name="outlet", daemon=True)
         self.failed = 0
+        self.error: Exception | None = None
 
     def start(self) -> None:
         """Starts emitting."""
         self._thread.start()
 
-    def put(self, result: Result) -> None:
-        """Hands over one result."""
-        self._queue.put(result)
+    def put(self, result: Result) -> bool:
+        """Hands over one result; False when a defect has ended the outlet, see `error`."""
+        return self._queue.put(result)
 
     @property
     def dropped(self) -> int:
@@ -46,12 +47,20 @@ class Outlet:
         self._queue.close()
         self._thread.join()
         for sink in self._sinks:
-            sink.close()
+            try:
+                sink.close()
+            except EdgeloopError as error:
+                log.error("%s", error)
 
     def _run(self) -> None:
-        while (result := self._queue.get()) is not None:
-            for sink in self._sinks:
-                self._emit(sink, result)
+        try:
+            while (result := self._queue.get()) is not None:
+                for sink in self._sinks:
+                    self._emit(sink, result)
+        except Exception as error:  # noqa: BLE001  a defect here must end the daemon loudly, not leave it running deaf
+            self.error = error
+        finally:
+            self._queue.close()  # nobody may wait for a thread that is gone
 
     def _emit(self, sink: Sink, result: Result) -> None:
         try:

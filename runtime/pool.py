@@ -15,6 +15,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import re
 import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from numpy.typing import NDArray
 from runtime.errors import PoolError
 
 DEFAULT_QUOTA_BYTES = 2 << 30
+_OURS = re.compile(r"[0-9a-f]{64}\.(jpg|partial)")
 JPEG_QUALITY = 95  # visually lossless; artefacts of lower settings show up as fine texture to a detector
 
 _SCHEMA = """
@@ -107,8 +109,9 @@ class Pool:
     One process writes at a time; any number read beside it.
     """
 
-    def __init__(self, path: Path, db: sqlite3.Connection, lock: IO[bytes] | None, quota_bytes: int) -> None:
+    def __init__(self, path: Path, db: sqlite3.Connection, lock: IO[bytes] | None, quota_bytes: int, *, evict: bool) -> None:
         """Use `Pool.create` or `Pool.open`."""
+        self._evict = evict
         self.path = path
         self.quota_bytes = quota_bytes
         self._db = db
@@ -116,8 +119,10 @@ class Pool:
         self._used_bytes = self._sum_bytes()
 
     @classmethod
-    def create(cls, path: str | Path, quota_bytes: int = DEFAULT_QUOTA_BYTES) -> Pool:
+    def create(cls, path: str | Path, quota_bytes: int = DEFAULT_QUOTA_BYTES, *, evict: bool = True) -> Pool:
         """Opens a pool for writing, making it if need be, and removes what a killed writer left.
+
+        At the quota the oldest frames make room, or, without `evict`, adding is refused.
 
         Raises:
             PoolError: the folder cannot be written, or another process writes.
@@ -125,6 +130,10 @@ class Pool:
         folder = Path(path)
         with _as_pool_error(folder):
             (folder / "frames").mkdir(parents=True, exist_ok=True)
+            if not (folder / "index.sqlite").exists() and any((folder / "frames").iterdir()):
+                raise PoolError(
+                    f"{folder / 'frames'} holds files but {folder} has no index.sqlite; choose another folder for the pool"
+                )
             lock = (folder / "writer.lock").open("ab")
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -132,11 +141,16 @@ class Pool:
                 lock.close()
                 raise PoolError(f"pool {folder} is being written by another process; stop that one first") from error
             db = sqlite3.connect(folder / "index.sqlite", check_same_thread=False, isolation_level=None)
-            db.execute("PRAGMA journal_mode=WAL")
-            db.execute("PRAGMA synchronous=NORMAL")
-            db.executescript(_SCHEMA)
-            pool = cls(folder, db, lock, quota_bytes)
-            pool._recover()
+            try:
+                db.execute("PRAGMA journal_mode=WAL")
+                db.execute("PRAGMA synchronous=NORMAL")
+                db.executescript(_SCHEMA)
+                pool = cls(folder, db, lock, quota_bytes, evict=evict)
+                pool._recover()
+            except BaseException:
+                db.close()
+                lock.close()
+                raise
         return pool
 
     @classmethod
@@ -151,8 +165,12 @@ class Pool:
             raise PoolError(f"{folder} is no pool: it has no index.sqlite; fill one with: edge pool add {folder} IMAGES")
         with _as_pool_error(folder):
             db = sqlite3.connect(folder / "index.sqlite", check_same_thread=False, isolation_level=None)
-            db.execute("PRAGMA query_only=1")
-            return cls(folder, db, None, 0)
+            try:
+                db.execute("PRAGMA query_only=1")
+                return cls(folder, db, None, 0, evict=False)
+            except BaseException:
+                db.close()
+                raise
 
     def __enter__(self) -> Pool:
         return self
@@ -167,7 +185,8 @@ class Pool:
             self._lock.close()
 
     def __len__(self) -> int:
-        return int(self._db.execute("SELECT count(*) FROM frame").fetchone()[0])
+        with _as_pool_error(self.path):
+            return int(self._db.execute("SELECT count(*) FROM frame").fetchone()[0])
 
     @property
     def used_bytes(self) -> int:
@@ -192,8 +211,9 @@ class Pool:
                 f"a frame of {len(data)} bytes does not fit into pool {self.path} with a quota of {self.quota_bytes}; raise the quota"
             )
         digest = hashlib.sha256(data).hexdigest()
-        if self._db.execute("SELECT 1 FROM frame WHERE sha256 = ?", (digest,)).fetchone():
-            return None
+        with _as_pool_error(self.path):
+            if self._db.execute("SELECT 1 FROM frame WHERE sha256 = ?", (digest,)).fetchone():
+                return None
         embedding = None if seen.embedding is None else seen.embedding.astype(np.float16)
         entry = PoolEntry(
             digest, seen.camera, seen.captured_wall_s, seen.epoch, seen.reason, len(data), size_wh,
@@ -219,7 +239,7 @@ class Pool:
         Raises:
             PoolError: the file is missing, truncated or altered.
         """
-        path = self._file(entry.sha256)
+        path = self.file_of(entry)
         try:
             data = path.read_bytes()
         except OSError as error:
@@ -237,7 +257,7 @@ class Pool:
         """The frame as uint8 (h, w, 3) BGR. Raises like `read_jpeg`."""
         image = cv2.imdecode(np.frombuffer(self.read_jpeg(entry), np.uint8), cv2.IMREAD_COLOR)
         if image is None:
-            raise PoolError(f"{self._file(entry.sha256)} is no JPEG; remove it with: edge pool check {self.path} --repair")
+            raise PoolError(f"{self.file_of(entry)} is no JPEG; remove it with: edge pool check {self.path} --repair")
         return np.asarray(image, np.uint8)
 
     def damaged(self) -> Iterator[tuple[PoolEntry, PoolError]]:
@@ -252,14 +272,16 @@ class Pool:
         """Forgets a frame and deletes its file."""
         with _as_pool_error(self.path):
             self._db.execute("DELETE FROM frame WHERE sha256 = ?", (entry.sha256,))
-            self._file(entry.sha256).unlink(missing_ok=True)
+            self.file_of(entry).unlink(missing_ok=True)
         self._used_bytes -= entry.bytes
 
-    def _file(self, digest: str) -> Path:
+    def file_of(self, entry: PoolEntry) -> Path:
+        """Where a frame's JPEG lies; it may be evicted at any time."""
+        digest = entry.sha256
         return self.path / "frames" / digest[:2] / f"{digest}.jpg"
 
     def _write(self, entry: PoolEntry, data: bytes) -> None:
-        path = self._file(entry.sha256)
+        path = self.file_of(entry)
         path.parent.mkdir(exist_ok=True)
         partial = path.with_suffix(".partial")
         try:
@@ -275,6 +297,8 @@ class Pool:
             raise
 
     def _make_room(self, needed: int) -> None:
+        if not self._evict and self._used_bytes + needed > self.quota_bytes:
+            raise PoolError(f"pool {self.path} is full ({self._used_bytes} of {self.quota_bytes} bytes); raise --quota-mb")
         while self._used_bytes + needed > self.quota_bytes:
             row = self._db.execute(f"SELECT {_COLUMNS} FROM frame ORDER BY captured_wall_s, sha256 LIMIT 1").fetchone()
             self.remove(_entry_from_row(row))
@@ -290,7 +314,7 @@ class Pool:
         for path in (self.path / "frames").glob("*/*"):
             if path.suffix == ".jpg" and path.stem in known:
                 found.add(path.stem)
-            else:
+            elif _OURS.fullmatch(path.name):  # whatever else lies there is not ours to remove
                 path.unlink()
         self._db.executemany("DELETE FROM frame WHERE sha256 = ?", [(digest,) for digest in known - found])
         self._used_bytes = self._sum_bytes()

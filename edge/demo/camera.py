@@ -46,7 +46,11 @@ class LiveDaemon:
         with self._log.open("wb") as log, self._summary.open("wb") as summary:
             command = [sys.executable, "-m", "edge.cli", "run", "--config", str(self._config), "--json"]
             self._process = subprocess.Popen(command, stdout=summary, stderr=log)
-        self.wait(lambda records: bool(records), _START_S, "its first frame")
+        try:
+            self.wait(lambda records: bool(records), _START_S, "its first frame")
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -83,5 +87,7 @@ class LiveDaemon:
 
     def summary(self) -> dict[str, Any]:
         """What `edge run --json` printed when it ended."""
+        if self._process is None or self._process.returncode:
+            raise TrainingError(f"the daemon did not end cleanly; see {self._log}")
         found: dict[str, Any] = json.loads(self._summary.read_text(encoding="utf-8"))
         return found

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from converters.convert import ConvertRequest, release, to_stderr
+from edge.data import load_dataset
 from edge.demo.camera import LiveDaemon, Record
 from edge.demo.report import Story, summary_table, write_report
 from edge.demo.scene import POOL_FRAMES, FolderScene, Scene, SimulatedScene
@@ -32,6 +33,7 @@ _PRETRAIN_EPOCHS, _TUNE_IMAGES, _REFRESH_PRETRAIN_EPOCHS, _REFRESH_TUNE_SHARE = 
 _BATCH, _LR = 8, 2e-3
 _LIVE_FRAMES = 200  # before the refresh begins: 20 s, of which the last 5 s are fully drifted
 _AFTER_FRAMES = 60  # with the new bundle
+_MARKER = ".edgeloop-demo"  # only a folder with this file is ever emptied
 _EVALUATIONS = 6  # points of a learning curve
 
 
@@ -79,7 +81,7 @@ def demo(request: DemoRequest) -> str:
     took = "published, the running daemon took it over" if done.verdict.publish else "refused, nothing changed"
     _say(6, "refresh", f"{took}: {done.verdict.reason}")
     story = Story(
-        title=scene.title, names=scene.names, arms=arms, released=released, current=current, verdict=done.verdict,
+        title=scene.title, labels=_labels(scene), names=scene.names, arms=arms, released=released, current=current, verdict=done.verdict,
         live_f1=live, daemon=daemon_summary, infer_ms=[r.infer_ms for r in records], seconds=time.monotonic() - start,
         pictures=_pictures(scene, records, current.digest[:16]),
     )  # fmt: skip
@@ -90,9 +92,11 @@ def demo(request: DemoRequest) -> str:
 
 def _scene(request: DemoRequest) -> Scene:
     if request.out.exists() and any(request.out.iterdir()):
-        if not (request.out / "data").is_dir():
+        if not (request.out / _MARKER).is_file():
             raise DataError(f"{request.out} is not empty and holds no demo; choose another --out")
         shutil.rmtree(request.out)  # a former demo: it is made anew
+    request.out.mkdir(parents=True, exist_ok=True)
+    (request.out / _MARKER).touch()
     if request.data is None:
         return SimulatedScene.make(request.out / "data", request.labels, request.seed)
     return FolderScene.make(request.data, request.out / "data", request.group, request.labels, request.seed)
@@ -123,13 +127,17 @@ def _pretrain(request: DemoRequest, pool: Path) -> Path:
     return path
 
 
-def _epochs(request: DemoRequest, scene: Scene) -> int:
+def _epochs(scene: Scene) -> int:
     """As many as the budget of images at 224 pixels allows, at least 4."""
-    return max(4, round(_TUNE_IMAGES / request.labels / (scene.imgsz / 224) ** 2))
+    return max(4, round(_TUNE_IMAGES / _labels(scene) / (scene.imgsz / 224) ** 2))
+
+
+def _labels(scene: Scene) -> int:
+    return len(load_dataset(scene.data).train)
 
 
 def _finetune_both(request: DemoRequest, scene: Scene, backbone: Path) -> dict[str, Finetuned]:
-    epochs, base = _epochs(request, scene), (request.weights,) if request.weights else ()
+    epochs, base = _epochs(scene), (request.weights,) if request.weights else ()
     arms = {}
     for arm, init in (("baseline", base), ("ssl", (*base, backbone))):
         arms[arm] = finetune(
@@ -143,7 +151,7 @@ def _finetune_both(request: DemoRequest, scene: Scene, backbone: Path) -> dict[s
         for arm, tuned in arms.items()
         if tuned.accuracy
     )
-    _say(3, "fine-tune", f"{request.labels} labels, {epochs} epochs each: {told}")
+    _say(3, "fine-tune", f"{_labels(scene)} labelled images, {epochs} epochs each: {told}")
     return arms
 
 
@@ -166,7 +174,7 @@ def _daemon_config(scene: Scene, pool: Path, bundles: Path) -> dict[str, Any]:
     return {
         "model": {"bundle": str(bundles / CURRENT), "threads": 1},  # the other core trains
         "cameras": {"line1": {"source": scene.live_source(), "fps": 10.0}},
-        "collect": {"pool": str(pool), "every_n": 4, "below_confidence": 0.35, "min_interval_s": 0.5},
+        "collect": {"pool": str(pool), "every_n": 4, "below_confidence": 0.35},
     }
 
 
@@ -184,7 +192,7 @@ def _watch(daemon: LiveDaemon) -> list[Record]:
 def _refresh_request(request: DemoRequest, scene: Scene, backbone: Path, detector: Path, until_s: float) -> RefreshRequest:
     return RefreshRequest(
         request.out / "bundles", request.out / "pool", scene.data, backbone, detector, request.out / "refresh", MODEL,
-        _REFRESH_PRETRAIN_EPOCHS, round(_REFRESH_TUNE_SHARE * _epochs(request, scene)), scene.imgsz,
+        _REFRESH_PRETRAIN_EPOCHS, round(_REFRESH_TUNE_SHARE * _epochs(scene)), scene.imgsz,
         batch=_BATCH, lr=_LR, seed=request.seed, until_s=until_s + 0.001,
     )  # fmt: skip
 
@@ -225,7 +233,7 @@ def _pictures(scene: Scene, records: list[Record], new: str) -> list[tuple[str, 
 def _write_summary(request: DemoRequest, story: Story) -> None:
     content = {
         "machine": machine_facts(), "seed": request.seed, "seconds": round(story.seconds, 1), "scene": story.title,
-        "labels": request.labels,
+        "labels": story.labels,
         "arms": {_arm_name(arm, request): tuned.accuracy.as_dict() for arm, tuned in story.arms.items() if tuned.accuracy},
         "parity": [row.model_dump() for row in story.released.manifest.parity],
         "preferred": story.released.manifest.preferred.model_dump(),

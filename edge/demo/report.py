@@ -33,6 +33,7 @@ class Story:
     """Everything the report tells.
 
     Attributes:
+        labels: labelled training images.
         arms: fine-tuning without (`baseline`) and with (`ssl`) the pretrained backbone.
         released, current: the bundle before and after the refresh.
         verdict: of the refresh.
@@ -44,6 +45,7 @@ class Story:
     """
 
     title: str
+    labels: int
     names: tuple[str, ...]
     arms: Mapping[str, Finetuned]
     released: Bundle

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.data import LabeledImage, load_dataset, split_dataset, write_dataset
+from edge.data import LabeledImage, group_of, load_dataset, split_dataset, write_dataset
 from runtime.detections import Detections
 from runtime.files import write_atomically
 from runtime.images import list_images, read_image
@@ -131,6 +131,8 @@ class FolderScene:
         dataset = load_dataset(data)
         rest = [Path(line) for line in (out / "rest.txt").read_text(encoding="utf-8").splitlines()]
         more = list_images(folder / "unlabeled") if (folder / "unlabeled").is_dir() else []
+        held_out = {group_of(item.path, group) for item in dataset.val}
+        more = [path for path in more if group_of(path, group) not in held_out]  # nor may their boards be seen unlabeled
         candidates = [item.path for item in dataset.train] + rest + more
         order = np.random.default_rng(seed).permutation(len(candidates))[:POOL_FRAMES]
         side = max(read_image(dataset.train[0].path).shape[:2])

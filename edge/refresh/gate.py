@@ -11,7 +11,9 @@ from edge.evaluate import EVALUATION_CONFIDENCE, Accuracy, evaluate
 from runtime.bundle import Bundle
 from runtime.pipeline import Pipeline
 
-MAX_DROP = 0.01  # one point, in mAP50-95 and in F1; the same bar as for INT8
+# mAP50-95 may not fall at all, so that losses cannot add up night by night; F1 at one threshold jumps with single boxes
+# of a small held-out set, so it may fall by one point, the bar that INT8 has too.
+MAX_DROP = {"mAP50-95": 0.0, "F1": 0.01}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +50,12 @@ def bundle_accuracy(path: Path, dataset: Dataset, engine: str = "auto", precisio
         pipeline.close()
 
 
-def compare(released: Accuracy, candidate: Accuracy, max_drop: float = MAX_DROP) -> Verdict:
-    """Whether the candidate may replace the released model: neither mAP50-95 nor F1 may fall by more than `max_drop`."""
+def compare(released: Accuracy, candidate: Accuracy) -> Verdict:
+    """Whether the candidate may replace the released model: neither figure may fall by more than `MAX_DROP`."""
     drops = {"mAP50-95": released.map50_95 - candidate.map50_95, "F1": released.f1 - candidate.f1}
-    failed = [f"{name} falls by {drop:.3f}" for name, drop in drops.items() if drop > max_drop]
+    failed = [
+        f"{name} falls by {drop:.3f}, more than {MAX_DROP[name]:g}" for name, drop in drops.items() if drop > MAX_DROP[name]
+    ]
     told = ", ".join(f"{name} {-drop:+.3f}" for name, drop in drops.items())
-    reason = (
-        f"{'; '.join(failed)}, more than {max_drop:g}" if failed else f"not worse: {told} on {candidate.images} held-out images"
-    )
+    reason = "; ".join(failed) if failed else f"not worse: {told} on {candidate.images} held-out images"
     return Verdict(released, candidate, not failed, reason)

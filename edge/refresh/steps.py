@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from converters.convert import ConvertRequest, convert, to_stderr
+from converters.convert import ConvertRequest, convert_into, to_stderr
 from edge.data import load_dataset
 from edge.errors import RefreshError
 from edge.evaluate import Accuracy
@@ -18,6 +19,7 @@ from edge.refresh.journal import Journal
 from edge.training import LAST
 from runtime.bundle import CURRENT, Bundle, publish
 from runtime.files import sha256_of_file
+from runtime.preprocess import STRIDE
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +34,7 @@ class RefreshRequest:
         detector: checkpoint of the released detector; its neck and head are the start of the re-tuning.
         out: work folder of this refresh; killed, it is taken up there.
         pretrain_epochs, tune_epochs: budget of the two trainings.
-        imgsz: side of the detector's input in pixels.
+        imgsz: side of the detector's input in pixels; 0 takes the released bundle's.
         ssl_imgsz: side of the views in pixels.
         batch, lr, seed: of the re-tuning.
         until_s: learn from frames captured up to this Unix time; None means up to the refresh's first start.
@@ -47,7 +49,7 @@ class RefreshRequest:
     model: str = "yolo11n"
     pretrain_epochs: int = 5
     tune_epochs: int = 20
-    imgsz: int = 640
+    imgsz: int = 0
     ssl_imgsz: int = 128
     ssl_batch: int = 64
     batch: int = 16
@@ -79,6 +81,7 @@ def refresh(request: RefreshRequest) -> Refreshed:
         RefreshError: nothing released yet, or a work folder of another refresh.
         EdgeloopError: as of each step; `current` is unchanged.
     """
+    request = _resolved(request)
     request.out.mkdir(parents=True, exist_ok=True)
     journal = Journal(request.out)
     inputs = _inputs(request)
@@ -87,31 +90,46 @@ def refresh(request: RefreshRequest) -> Refreshed:
     ssl = journal.step("pretrain", inputs, lambda: _pretrain(request, begun["until_s"]))
     tuned = journal.step("tune", inputs, lambda: _tune(request, Path(ssl["backbone"]), begun["until_s"]))
     candidate = journal.step("convert", inputs, lambda: _convert(request, Path(tuned["detector"]), released, begun["until_s"]))
-    told = journal.step("compare", inputs, lambda: _compare(request, released, Path(candidate["bundle"])))
-    verdict = compare(Accuracy(**told["released"]), Accuracy(**told["candidate"]))
     bundle = Path(candidate["bundle"])
+    told = journal.step("compare", inputs, lambda: _compare(request, released, bundle))
+    verdict = compare(Accuracy(**told["released"]), Accuracy(**told["candidate"]))
     if verdict.publish:
-        journal.step("publish", inputs, lambda: _publish(request, bundle))
+        journal.step("publish", inputs, lambda: _publish(request, bundle, released))
+    else:
+        shutil.rmtree(bundle, ignore_errors=True)  # nobody will run it; the journal keeps its figures
     return Refreshed(verdict, bundle, Path(ssl["backbone"]), Path(tuned["detector"]))
 
 
-def _begin(request: RefreshRequest) -> dict[str, Any]:
-    """Fixes what the refresh starts from: the release that it must not fall behind, and the pool as it is now."""
+def _resolved(request: RefreshRequest) -> RefreshRequest:
+    """The request with the released input size filled in, checked before hours of work.
+
+    Raises:
+        RefreshError: nothing is released yet, a checkpoint is missing, or the input size is impossible.
+    """
+    for path in (request.backbone, request.detector):
+        if not path.is_file():
+            raise RefreshError(f"no such checkpoint: {path}; name the one that the released model was made from")
     if not (request.bundles / CURRENT).exists():
         raise RefreshError(
             f"{request.bundles} has no `current` release to refresh; make one with: edge-convert CKPT --release {request.bundles}"
         )
-    released = Bundle.open(request.bundles / CURRENT)
-    return {"released": released.path.name, "until_s": time.time() if request.until_s is None else request.until_s}
+    imgsz = request.imgsz or Bundle.open(request.bundles / CURRENT).preprocess.size_wh[0]
+    if imgsz % STRIDE:
+        raise RefreshError(f"--imgsz must be a multiple of {STRIDE}, but got {imgsz}; leave it out to keep the released size")
+    return replace(request, imgsz=imgsz)
 
 
 def _inputs(request: RefreshRequest) -> dict[str, str]:
-    """What must not change while a refresh is under way."""
-    for path in (request.backbone, request.detector):
-        if not path.is_file():
-            raise RefreshError(f"no such checkpoint: {path}; name the one that the released model was made from")
-    labels = data_digest(load_dataset(request.data))
-    return {"labels": labels, "backbone": sha256_of_file(request.backbone), "detector": sha256_of_file(request.detector)}
+    """What must not change while a refresh is under way: every setting, and what the files hold."""
+    settings = {name: str(value) for name, value in asdict(request).items() if name != "out"}
+    files = {"backbone": sha256_of_file(request.backbone), "detector": sha256_of_file(request.detector)}
+    return {**settings, **files, "labels": data_digest(load_dataset(request.data))}
+
+
+def _begin(request: RefreshRequest) -> dict[str, Any]:
+    """Fixes what the refresh starts from: the release that it must not fall behind, and the pool as it is now."""
+    released = Bundle.open(request.bundles / CURRENT)
+    return {"released": released.path.name, "until_s": time.time() if request.until_s is None else request.until_s}
 
 
 def _pretrain(request: RefreshRequest, until_s: float) -> dict[str, Any]:
@@ -142,10 +160,7 @@ def _convert(request: RefreshRequest, detector: Path, released: Bundle, until_s:
         detector, request.pool, request.imgsz, confidence=thresholds.confidence, iou=thresholds.iou, seed=request.seed,
         until_s=until_s, lineage={"refreshed_from": released.digest},
     )  # fmt: skip
-    folder = request.bundles / f"candidate-{sha256_of_file(detector)[:16]}"
-    if folder.exists():  # a kill between convert and journal: the bundle is complete, since it appears in one step
-        return {"bundle": str(Bundle.open(folder).path)}
-    return {"bundle": str(convert(wanted, folder, to_stderr).path)}
+    return {"bundle": str(convert_into(wanted, request.bundles, to_stderr).path)}
 
 
 def _compare(request: RefreshRequest, released: Bundle, candidate: Path) -> dict[str, Any]:
@@ -154,6 +169,12 @@ def _compare(request: RefreshRequest, released: Bundle, candidate: Path) -> dict
     return {"released": asdict(old), "candidate": asdict(new)}
 
 
-def _publish(request: RefreshRequest, bundle: Path) -> dict[str, Any]:
+def _publish(request: RefreshRequest, bundle: Path, released: Bundle) -> dict[str, Any]:
+    current = Bundle.open(request.bundles / CURRENT)
+    if current.digest != released.digest and current.path != bundle:
+        raise RefreshError(
+            f"{request.bundles / CURRENT} became {current.path.name} while this refresh was compared with {released.path.name}; "
+            "refresh again, in another --out"
+        )
     publish(request.bundles, Bundle.open(bundle))
     return {"current": bundle.name}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -11,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.bundle import Bundle
-from runtime.errors import BackendError
+from runtime.errors import BackendError, MissingPackageError
 from runtime.onnx_file import refuse_external_data
 from runtime.postprocess import Outputs
 
@@ -78,6 +79,19 @@ def open_backend(bundle: Bundle, engine: str = AUTO, precision: str = AUTO, thre
     preferred = bundle.manifest.preferred
     chosen = preferred.precision if precision == AUTO else precision
     return open_model(preferred.engine if engine == AUTO else engine, bundle.model_path(chosen), chosen, threads)
+
+
+def open_installed(models: Mapping[str, Path], threads: int = 0) -> dict[tuple[str, str], Backend]:
+    """Every ONNX file (by precision) under every engine of this device, by (precision, engine).
+
+    Engines that are not installed or refuse a file are left out: they are no candidates here.
+    """
+    backends: dict[tuple[str, str], Backend] = {}
+    for precision, path in models.items():
+        for engine in ENGINES:
+            with contextlib.suppress(MissingPackageError, BackendError):
+                backends[precision, engine] = open_model(engine, path, precision, threads)
+    return backends
 
 
 def warm(backend: Backend, images: NDArray[np.uint8], runs: int = 2) -> None:

@@ -29,7 +29,7 @@ class OnnxRuntimeBackend:
             import onnxruntime as ort
         except ImportError as error:
             raise MissingPackageError("onnxruntime", "cpu") from error
-        self.precision = precision
+        self.precision, self._model = precision, model
         options = ort.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
         options.log_severity_level = 3
@@ -42,7 +42,12 @@ class OnnxRuntimeBackend:
 
     def infer(self, images: NDArray[np.uint8]) -> Outputs:
         """See `Backend.infer`; the outputs are fresh arrays."""
-        boxes, scores, classes, embedding = self._session.run(_OUTPUTS, {"images": images})
+        try:
+            boxes, scores, classes, embedding = self._session.run(_OUTPUTS, {"images": images})
+        except Exception as error:  # as above
+            raise BackendError(
+                f"ONNX Runtime cannot run {self._model}: {str(error).splitlines()[0]}; convert the model again"
+            ) from error
         return Outputs(boxes, scores, classes, embedding)
 
     def close(self) -> None:

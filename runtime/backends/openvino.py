@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from runtime.errors import BackendError, MissingPackageError
 from runtime.postprocess import Outputs
 
+_OUTPUTS = ("boxes", "scores", "classes", "embedding")
+
 
 class OpenVinoBackend:
     """A graph of ours compiled by OpenVINO."""
@@ -27,7 +29,7 @@ class OpenVinoBackend:
             import openvino as ov
         except ImportError as error:
             raise MissingPackageError("openvino", "cpu") from error
-        self.precision = precision
+        self.precision, self._model = precision, model
         settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
         core = ov.Core()
         try:
@@ -37,10 +39,13 @@ class OpenVinoBackend:
 
     def infer(self, images: NDArray[np.uint8]) -> Outputs:
         """See `Backend.infer`; the outputs are views of the request's own tensors."""
-        self._request.infer({"images": images}, share_inputs=True, share_outputs=True)
-        boxes, scores, classes, embedding = (
-            self._request.get_tensor(name).data for name in ("boxes", "scores", "classes", "embedding")
-        )
+        try:
+            self._request.infer({"images": images}, share_inputs=True, share_outputs=True)
+            boxes, scores, classes, embedding = (self._request.get_tensor(name).data for name in _OUTPUTS)
+        except (RuntimeError, ValueError) as error:
+            raise BackendError(
+                f"OpenVINO cannot run {self._model}: {str(error).splitlines()[0]}; convert the model again"
+            ) from error
         return Outputs(boxes, scores, classes, embedding)
 
     def close(self) -> None:

@@ -21,7 +21,10 @@ class JsonlSink:
         self._names, self._path = class_names, path
         try:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
+            cut = _ends_in_mid_line(Path(path))
             self._file = Path(path).open("a", encoding="utf-8", buffering=1)  # noqa: SIM115  open for the daemon's life
+            if cut:  # by a kill: what follows must start on a line of its own
+                self._file.write("\n")
         except OSError as error:
             raise SinkError(f"{path} cannot be written: {error.strerror}; check `path` of the jsonl sink") from error
 
@@ -37,8 +40,15 @@ class JsonlSink:
             raise SinkError(f"{self._path} cannot be written: {error.strerror}; free some space") from error
 
     def close(self) -> None:
-        """Closes the file."""
-        self._file.close()
+        """Closes the file.
+
+        Raises:
+            SinkError: the disk is full and the last line was not written.
+        """
+        try:
+            self._file.close()
+        except OSError as error:
+            raise SinkError(f"{self._path} cannot be written: {error.strerror}; free some space") from error
 
     def _record(self, result: Result) -> dict[str, object]:
         frame, found = result.frame, result.detections
@@ -55,3 +65,11 @@ class JsonlSink:
                 {"class": self._names[c], "confidence": round(p, 4), "xyxy": [round(v, 2) for v in box]} for box, p, c in boxes
             ],
         }
+
+
+def _ends_in_mid_line(path: Path) -> bool:
+    if not path.is_file() or not path.stat().st_size:
+        return False
+    with path.open("rb") as file:
+        file.seek(-1, 2)
+        return file.read(1) != b"\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import cv2
@@ -23,6 +24,7 @@ class PicturesSink:
         """
         self._folder, self._names = Path(path), class_names
         self._every_n, self._left = every_n, limit
+        self._seen: Counter[str] = Counter()
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -35,7 +37,8 @@ class PicturesSink:
             SinkError: the disk is full.
         """
         frame = result.frame
-        if frame.index % self._every_n or self._left <= 0:
+        self._seen[frame.camera] += 1
+        if (self._seen[frame.camera] - 1) % self._every_n or self._left <= 0:
             return
         _, data = cv2.imencode(".jpg", annotated(frame.image, result.detections, self._names))
         path = self._folder / f"{frame.camera}-{frame.index:06d}.jpg"

@@ -32,7 +32,7 @@ class OpenCVSource:
         Raises:
             SourceError: no such file, or nothing in it that OpenCV can decode.
         """
-        self.live = "://" in uri or uri.startswith("/dev/video")
+        self.live = is_live(uri)
         self._name = redacted(uri)
         self._uri, self._loop = uri, loop
         if not self.live and not Path(uri).is_file():
@@ -54,7 +54,7 @@ class OpenCVSource:
                 yield np.asarray(image, np.uint8)
             elif read == 0 and not self.live:
                 raise SourceError(f"{self._name} holds no frame that can be decoded; check the file or its codec")
-            elif self._loop:
+            elif self._loop and not self.live:
                 self._capture.release()
                 self._capture, read = self._open(), 0
             else:
@@ -65,9 +65,8 @@ class OpenCVSource:
         self._capture.release()
 
     def _open(self) -> cv2.VideoCapture:
-        device = re.fullmatch(r"/dev/video(\d+)", self._uri)
-        if device:
-            capture = cv2.VideoCapture(int(device[1]), cv2.CAP_V4L2)
+        if self._uri.startswith("/dev/"):
+            capture = cv2.VideoCapture(self._uri, cv2.CAP_V4L2)
         else:
             timeouts = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, _OPEN_TIMEOUT_MS, cv2.CAP_PROP_READ_TIMEOUT_MSEC, _READ_TIMEOUT_MS]
             capture = cv2.VideoCapture(self._uri, cv2.CAP_FFMPEG, timeouts)
@@ -78,6 +77,16 @@ class OpenCVSource:
         return capture
 
 
-def redacted(uri: str) -> str:
-    """The URI without user and password, for logs."""
-    return re.sub(r"//[^/@]*@", "//***@", uri)
+def is_live(uri: str) -> bool:
+    """Whether a URI names a device or a stream, whose frames are gone when nobody takes them."""
+    return "://" in uri or uri.startswith("/dev/")
+
+
+def redacted(text: str) -> str:
+    """A URI, or a text with URIs, without users, passwords and queries, for logs."""
+    return re.sub(r"(\w+://)(?:[^/\s\"']*@)?([^/\s\"'?]*[^\s\"'?]*)(\?[^\s\"']*)?", _redact, text)
+
+
+def _redact(match: re.Match[str]) -> str:
+    secret = "***@" if "@" in match[0] else ""
+    return f"{match[1]}{secret}{match[2]}{'?***' if match[3] else ''}"

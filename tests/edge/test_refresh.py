@@ -27,10 +27,11 @@ def accuracy(map50_95: float, f1: float) -> Accuracy:
     ("new", "publish", "reason"),
     [
         ((0.50, 0.70), True, "not worse"),
-        ((0.495, 0.695), True, "not worse"),
+        ((0.50, 0.695), True, "not worse"),
         ((0.48, 0.90), False, "mAP50-95 falls by 0.020"),
+        ((0.499, 0.90), False, "mAP50-95 falls by 0.001"),
         ((0.90, 0.68), False, "F1 falls by 0.020"),
-        ((0.0, 0.0), False, "mAP50-95 falls by 0.500; F1 falls by 0.700"),
+        ((0.0, 0.0), False, "mAP50-95 falls by 0.500, more than 0; F1 falls by 0.700"),
     ],
 )
 def test_compare(new: tuple[float, float], publish: bool, reason: str) -> None:

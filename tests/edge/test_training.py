@@ -136,7 +136,7 @@ def test_pretrain__too_few_frames(tmp_path: Path) -> None:
     fill_pool(tmp_path / "one", 1)
     with pytest.raises(PoolError, match="is empty"):
         pretrain(pretrain_request(tmp_path / "empty", tmp_path / "run"))
-    with pytest.raises(TrainingError, match="at least 2 frames"):
+    with pytest.raises(TrainingError, match="but 2 are needed"):
         pretrain(pretrain_request(tmp_path / "one", tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 

@@ -61,7 +61,7 @@ def test_load_config__tells_all_problems_with_their_lines(tmp_path: Path) -> Non
         ("model: [", "not valid YAML"),
         ("- 1\n- 2\n", "no mapping"),
         ("", "no mapping"),
-        (GOOD.replace("source:", "fps: max\n    source:"), "fps: max is for files"),
+        (GOOD.replace("source:", "fps: max\n    source:"), "fps is for files"),
         (GOOD.replace("door", '"a/b"'), "cameras"),
     ],
 )
