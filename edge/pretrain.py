@@ -65,8 +65,11 @@ def pretrain(request: PretrainRequest) -> Path:
     import torch
 
     check_run_folder(request.out, resume=request.resume)  # before anything is linked into it
-    run_frames = Snapshot(request.out) if request.resume else None
-    frames = run_frames or Snapshot.take(request.pool, request.out, request.until_s, _FEWEST)
+    path = request.out / BACKBONE
+    if request.resume and path.is_file():
+        sys.stderr.write(f"the run in {request.out} is finished; to train longer, start another with --init {path}\n")
+        return path
+    frames = Snapshot(request.out) if request.resume else Snapshot.take(request.pool, request.out, request.until_s, _FEWEST)
     batch = min(request.batch, len(frames))
     detector = build_detector(request.model, ["object"], request.seed)
     _start_from(detector, request)
@@ -88,7 +91,6 @@ def pretrain(request: PretrainRequest) -> Path:
             batches = _batches(frames, views, batch, (request.seed, epoch))
             figures = train_epoch(run, batches, lambda pair: method(*pair), progress)
             run.finish_epoch(_checkpoint(detector, request, lineage), figures)
-    path = request.out / BACKBONE
     save_checkpoint(path, with_training(_checkpoint(detector, request, lineage), None))
     frames.remove()
     return path

@@ -27,7 +27,7 @@ def annotated(image: NDArray[np.uint8], detections: Detections, class_names: Seq
 
 
 def _label(canvas: NDArray[np.uint8], text: str, corner: tuple[int, int], color: tuple[int, int, int]) -> None:
-    scale = max(0.35, max(canvas.shape[:2]) / 1600)
+    scale = max(0.35, max(canvas.shape[:2]) / 2000)
     (width, height), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, 1)
     left = max(0, min(corner[0], canvas.shape[1] - width))
     bottom = max(height + 4, corner[1])

@@ -22,6 +22,7 @@ from converters.onnx_from_torch import (
 from edge.torch_detector import torch_detector
 from edge.yolo import build_detector
 from runtime.backends import open_model
+from runtime.detections import box_iou
 from runtime.postprocess import Thresholds, detections_from_outputs
 from runtime.preprocess import Preprocess
 from runtime.sources.simulated import Line
@@ -45,6 +46,8 @@ def test_onnx_from_torch__every_family_gives_the_detections_of_torch(tmp_path: P
     count = min(len(ours), len(theirs))
     assert abs(len(ours) - len(theirs)) <= 2
     np.testing.assert_allclose(ours.confidence[:count], theirs.confidence[:count], atol=2e-4)
+    overlap = box_iou(ours.xyxy, theirs.xyxy).max(axis=1, initial=0)
+    assert (overlap > 0.95).mean() > 0.9  # the same boxes, whatever their order
 
 
 def test_onnx_from_torch__static_batch(tmp_path: Path) -> None:
@@ -91,7 +94,8 @@ def test_load_checkpoint__a_pickle_that_runs_code_is_refused(tmp_path: Path, cap
 
 
 def test_load_checkpoint__what_is_no_checkpoint(tmp_path: Path) -> None:
-    (tmp_path / "text.pt").write_text("hello")
+    (tmp_path / "text.pt").write_text("this is text")
+    torch.save({"format": "edgeloop.checkpoint/1"}, tmp_path / "bare.pt")
     torch.save([1, 2], tmp_path / "list.pt")
     torch.save({"format": "edgeloop.checkpoint/9", "state": {}}, tmp_path / "newer.pt")
     torch.save({"conv.weight": torch.zeros(1)}, tmp_path / "other.pt")
@@ -99,7 +103,8 @@ def test_load_checkpoint__what_is_no_checkpoint(tmp_path: Path) -> None:
     odd["model.5.conv.weight"] = torch.zeros(3, 3, 3, 3)
     torch.save(odd, tmp_path / "odd.pt")
     for name, message in (
-        ("none.pt", "no such checkpoint"), ("text.pt", "plain tensors"), ("list.pt", "expected edgeloop.checkpoint/1"),
+        ("none.pt", "no such checkpoint"), ("text.pt", "plain tensors"),
+        ("bare.pt", "incomplete checkpoint"), ("list.pt", "expected edgeloop.checkpoint/1"),
         ("newer.pt", "expected edgeloop.checkpoint/1"), ("other.pt", "no YOLO detection head"), ("odd.pt", "fits none of the known"),
     ):  # fmt: skip
         with pytest.raises(CheckpointError, match=message):

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from edge.demo.scene import SimulatedScene
 from runtime.bundle import Bundle
-from tests.conftest import fill_pool, write_images
+from tests.conftest import ROOT, fill_pool, write_images
 
 Edge = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -57,6 +58,10 @@ def test_run_bench_evaluate_doctor(edge: Edge, bundle: Bundle, tmp_path: Path) -
     assert len(rows) == 4
     assert all(row["count"] == 5 and row["p50_ms"] <= row["p99_ms"] <= row["max_ms"] for row in rows)
     assert "interleaved" in edge("bench", bundle.path, "--runs", "3").stdout
+    data = SimulatedScene.make(tmp_path / "data", labels=8, seed=0, imgsz=64).data
+    accuracy = json.loads(edge("evaluate", bundle.path, "--data", data, "--json").stdout)
+    assert accuracy["images"] == 60
+    assert "F1" in edge("evaluate", bundle.path, "--data", data, "--engine", "onnxruntime", "--precision", "fp32").stdout
     found = {item["what"]: item for item in json.loads(edge("doctor", "--json").stdout)}
     assert found["numpy"]["state"] == "ok"
     assert "cores usable" in found["cpu"]["detail"]
@@ -121,3 +126,53 @@ def test_edge_convert__writes_a_bundle_and_refuses_mistakes(edge: Edge, checkpoi
     )
     refused(edge(checkpoint, "--out", "b3", "--names", "a,b", module="converters.cli"), "name exactly 5")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "pool"]
+
+
+@pytest.mark.slow
+def test_readme__the_way_with_own_labels(edge: Edge, tmp_path: Path) -> None:
+    """The README's commands from a labelled folder to a refreshed release, small."""
+    scene = SimulatedScene.make(tmp_path / "drawn", labels=12, seed=0, imgsz=64)
+    (tmp_path / "drawn" / "train" / "data.yaml").write_text(yaml.safe_dump({"names": list(scene.names)}))
+    small = ("--imgsz", 64, "--batch", 4, "--epochs", 1)
+    train = ("finetune", "--data", "data/data.yaml", "--out", "tuned", "--init", "ssl/backbone.pt", *small)
+    commands = (
+        ("split", "drawn/train", "--out", "data", "--group", r"^(\d+)", "--labels", 8),
+        ("pool", "add", "pool", "drawn/train/images"),
+        ("pretrain", "--pool", "pool", "--out", "ssl", *small),
+        train,
+        (*train[:-2], "--epochs", 1, "--resume"),
+    )
+    for command in commands:
+        done = edge(*command)
+        assert done.returncode == 0, done.stderr
+    assert "240 of 240 tensors" in edge(*train[:4], "again", *train[5:]).stderr
+    converted = edge("tuned/detector.pt", "--pool", "pool", "--release", "bundles", "--frames", 4, module="converters.cli")
+    assert converted.returncode == 0, converted.stderr
+    assert Bundle.open(tmp_path / "bundles" / "current").manifest.accuracy["images"] > 0
+    flags = ("--bundles", "bundles", "--pool", "pool", "--data", "data/data.yaml", "--backbone", "ssl/backbone.pt")
+    budget = ("--pretrain-epochs", 1, "--tune-epochs", 1, "--batch", 4)
+    done = edge("refresh", *flags, "--detector", "tuned/detector.pt", "--out", "refresh", *budget)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(("published: not worse", "kept the released model"))
+
+
+@pytest.mark.slow
+@pytest.mark.data
+def test_readme__coco_weights_to_int8_on_a_video(edge: Edge, data_dir: Path, tmp_path: Path) -> None:
+    """The README's real example: people are found, every frame is accounted for."""
+    weights = data_dir / "weights" / "yolo11n_coco_dequant_state_fp16.pt"
+    assert edge("pool", "add", "work/example/pool", data_dir / "coco_train2017" / "images").returncode == 0
+    done = edge(
+        weights, "--pool", "work/example/pool", "--out", "work/example/yolo11n", "--frames", 16, module="converters.cli"
+    )
+    assert done.returncode == 0, done.stderr
+    config = yaml.safe_load((ROOT / "examples" / "vtest.yaml").read_text())
+    config["cameras"]["vtest"]["source"]["uri"] = str(data_dir / "videos" / "vtest.avi")
+    config["model"]["engine"] = "openvino"
+    (tmp_path / "edge.yaml").write_text(yaml.safe_dump(config))
+    summary = json.loads(edge("run", "--config", "edge.yaml", "--json").stdout)
+    assert summary["cameras"]["vtest"] == {"read": 795, "processed": 795, "dropped": {"overload": 0, "shutdown": 0}}
+    rows = [json.loads(line) for line in (tmp_path / "work/example/results.jsonl").read_text().splitlines()]
+    people = sum(found["class"] == "person" and found["confidence"] > 0.4 for row in rows for found in row["detections"])
+    assert people / len(rows) >= 5
+    assert len(list((tmp_path / "work/example/pictures").iterdir())) == 8

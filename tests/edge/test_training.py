@@ -123,12 +123,24 @@ def test_start__folders_in_use_and_other_settings(pool_dir: Path, tmp_path: Path
     done = pretrain(pretrain_request(pool_dir, tmp_path / "run", epochs=1))
     with pytest.raises(TrainingError, match="holds a run already"):
         pretrain(pretrain_request(pool_dir, tmp_path / "run", epochs=1))
-    with pytest.raises(TrainingError, match=r"other settings .*epochs 1 → 3"):
-        pretrain(pretrain_request(pool_dir, tmp_path / "run", epochs=3, resume=True))
+    assert pretrain(pretrain_request(pool_dir, tmp_path / "run", epochs=1, resume=True)) == done  # finished: nothing to do
+    done.unlink()
+    with pytest.raises(TrainingError, match="to resume on"):
+        pretrain(pretrain_request(pool_dir, tmp_path / "run", epochs=1, resume=True))
+
+
+def test_finetune__resumed_with_other_settings(data: Path, tmp_path: Path) -> None:
+    done = finetune(finetune_request(data, tmp_path / "run", epochs=1))
+    for changes, told in (
+        ({"epochs": 3}, "epochs 1 → 3"),
+        ({"epochs": 1, "freeze_backbone": True}, "freeze_backbone False → True"),
+    ):
+        with pytest.raises(TrainingError, match=rf"other settings .*{told}"):
+            finetune(finetune_request(data, tmp_path / "run", resume=True, **changes))
     (tmp_path / "released").mkdir()
-    done.rename(tmp_path / "released" / "last.pt")
+    done.checkpoint.rename(tmp_path / "released" / "last.pt")
     with pytest.raises(TrainingError, match="without training state"):
-        pretrain(pretrain_request(pool_dir, tmp_path / "released", epochs=1, resume=True))
+        finetune(finetune_request(data, tmp_path / "released", epochs=1, resume=True))
 
 
 def test_pretrain__too_few_frames(tmp_path: Path) -> None:

@@ -73,8 +73,7 @@ def test_family_of__unknown() -> None:
         family_of("resnet")
 
 
-def test_checkpoint_paths__are_plain(tmp_path: Path) -> None:
-    """Everything a training run writes loads with weights_only=True."""
+def test_save_checkpoint__loads_as_plain_tensors(tmp_path: Path) -> None:
     from converters.onnx_from_torch import load_checkpoint, save_checkpoint
 
     save_checkpoint(tmp_path / "b.pt", backbone_of("yolo11n", 1))

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx import helper
 
 from runtime.bundle import Bundle
 from runtime.errors import BackendError
@@ -24,6 +26,35 @@ def test_refuse_external_data__finds_one_tensor_among_many(bundle: Bundle, tmp_p
     tensor.external_data.add(key="location", value="/etc/hostname")
     tensor.ClearField("raw_data")
     (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(BackendError, match="external data"):
+        refuse_external_data(tmp_path / "m.onnx")
+
+
+def hidden_in_a_branch(tensor: onnx.TensorProto) -> onnx.ModelProto:
+    inner = helper.make_graph([helper.make_node("Constant", [], ["y"], value=tensor)], "inner", [], [])
+    node = helper.make_node("If", ["c"], ["y"], then_branch=inner, else_branch=inner)
+    return helper.make_model(helper.make_graph([node], "outer", [], []))
+
+
+def hidden_in_a_function(tensor: onnx.TensorProto) -> onnx.ModelProto:
+    node = helper.make_node("Constant", [], ["y"], value=tensor)
+    function = helper.make_function("local", "f", [], ["y"], [node], [helper.make_opsetid("", 17)])
+    return helper.make_model(helper.make_graph([], "outer", [], []), functions=[function])
+
+
+def hidden_in_a_sparse_tensor(tensor: onnx.TensorProto) -> onnx.ModelProto:
+    model = helper.make_model(helper.make_graph([], "outer", [], []))
+    model.graph.sparse_initializer.add().values.CopyFrom(tensor)
+    return model
+
+
+@pytest.mark.parametrize("hide", [hidden_in_a_branch, hidden_in_a_function, hidden_in_a_sparse_tensor])
+def test_refuse_external_data__finds_it_wherever_it_hides(
+    tmp_path: Path, hide: Callable[[onnx.TensorProto], onnx.ModelProto]
+) -> None:
+    tensor = onnx.TensorProto(name="w", data_type=onnx.TensorProto.FLOAT, dims=[1], data_location=onnx.TensorProto.EXTERNAL)
+    tensor.external_data.add(key="location", value="/etc/hostname")
+    (tmp_path / "m.onnx").write_bytes(hide(tensor).SerializeToString())
     with pytest.raises(BackendError, match="external data"):
         refuse_external_data(tmp_path / "m.onnx")
 

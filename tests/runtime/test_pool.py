@@ -163,3 +163,29 @@ def test_kill_9__index_and_files_agree(tmp_path: Path) -> None:
         process.wait()
         process.stdout.close()
         assert agree(tmp_path / "pool") > 0
+
+
+def test_create__never_removes_foreign_files(tmp_path: Path) -> None:
+    fill_pool(tmp_path / "pool", 1)
+    own = tmp_path / "pool" / "frames" / "holiday.jpg"
+    nested = tmp_path / "pool" / "frames" / "ab" / "photo.jpg"
+    nested.parent.mkdir(exist_ok=True)
+    for path in (own, nested):
+        path.write_bytes(b"mine")
+    Pool.create(tmp_path / "pool").close()
+    assert own.exists()
+    assert nested.exists()
+    (tmp_path / "other" / "frames").mkdir(parents=True)
+    (tmp_path / "other" / "frames" / "a.jpg").write_bytes(b"mine")
+    with pytest.raises(PoolError, match="choose another folder"):
+        Pool.create(tmp_path / "other")
+
+
+def test_add__without_eviction_a_full_pool_refuses(tmp_path: Path) -> None:
+    fill_pool(tmp_path / "pool", 3)
+    with (
+        Pool.create(tmp_path / "pool", 10_000, evict=False) as pool,
+        pytest.raises(PoolError, match=r"is full .* raise --quota-mb"),
+    ):
+        pool.add(Line(7, (96, 96)).image(1), Seen("cam", 0.0, "test"))
+    assert agree(tmp_path / "pool") == 3
