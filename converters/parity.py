@@ -1,7 +1,7 @@
 """Does the INT8 file still see what FP32 saw? Measured without labels, per engine, on frames that were not calibrated on.
 
-The same Q/DQ file can be right on one engine and ruined on another (on AVX2 without VNNI, 8-bit products overflow
-16-bit sums), so every engine that could run it is measured by itself, interleaved on the same frames.
+The same Q/DQ file can be right on one engine and ruined on another (benchmarks/results/coco_parity.json), so every
+engine that could run it is measured by itself, interleaved on the same frames.
 """
 
 from __future__ import annotations

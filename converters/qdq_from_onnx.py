@@ -2,8 +2,8 @@
 
 Measured against hand-made ONNX Runtime recipes, NNCF with fast bias correction loses 0.3 points of mAP where they lose
 1.5 to 7.9 (shared facts, baselines.md), so the algorithm is NNCF's. Ours are its scope and one exact rewriting: NNCF
-writes activations as int8 with a zero-point near -128; the same numbers as uint8 with a zero-point near 0 keep OpenVINO
-on CPUs without VNNI from overflowing its 16-bit sums. On yolo11n that is mAP50-95 .453 instead of .000 there.
+writes activations as int8 with a zero-point near -128, which OpenVINO 2026.4 ruined on the CPU that we measured on; the
+same numbers as uint8 with a zero-point near 0 it runs right (benchmarks/results/coco_parity.json). Why was not found out.
 """
 
 from __future__ import annotations
