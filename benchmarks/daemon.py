@@ -12,8 +12,8 @@ from typing import Any
 from benchmarks.common import DATA, ROOT, WORK, coco_bundle, edge_run, write_result
 from runtime.bundle import Bundle
 
-ROUNDS = 3
-BARE_RUNS = 200
+ROUNDS = 2
+BARE_RUNS = 100
 VIDEO = DATA / "videos" / "vtest.avi"
 
 # A bare loop of the engine's own call on one fixed image, in a process of its own, like the daemon.

@@ -22,6 +22,10 @@ def staging_folder(beside: Path) -> Iterator[Path]:
         ConversionError: the parent folder cannot be written.
     """
     staging = beside.with_name(f".{beside.name}.{os.getpid()}.partial")
+    for stale in beside.parent.glob(f".{beside.name}.*.partial"):
+        pid = stale.name.split(".")[-2]
+        if pid.isdigit() and not Path("/proc", pid).exists():  # left by a conversion that was killed
+            shutil.rmtree(stale, ignore_errors=True)
     try:
         staging.mkdir(parents=True)
     except OSError as error:

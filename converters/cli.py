@@ -31,13 +31,15 @@ def convert_command(
     conf: Annotated[float, typer.Option(help="Confidence threshold of the release.", min=0, max=1)] = 0.25,
     iou: Annotated[float, typer.Option(help="IoU above which two boxes of a class are one.", min=0, max=1)] = 0.7,
     frames: Annotated[int, typer.Option(help="How many pool frames calibrate.", min=1, max=4096)] = 64,
-    seed: Annotated[int, typer.Option(help="Seed of the draw.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the draw.", min=0, max=2**31 - 1)] = 0,
 ) -> None:
     """Writes a bundle and prints how far INT8 is from FP32 on every engine of this device."""
     from converters.convert import ConvertRequest, convert, release, to_stderr  # torch and onnx: only once it is certain
 
     if (out is None) == (release_to is None):
         raise typer.BadParameter("name one of --out BUNDLE and --release BUNDLES")
+    if names is not None and (not all(names.split(",")) or len(set(names.split(","))) < len(names.split(","))):
+        raise typer.BadParameter(f"--names {names!r} has empty or equal names; name each class once")
     request = ConvertRequest(
         checkpoint, pool, imgsz, model, tuple(names.split(",")) if names else None, conf, iou, frames, seed
     )

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import onnx
 
 from calibration.batches import PoolBatches
 from calibration.sampler import CalibrationFrames, sample_frames
 from converters.bundle_writer import finish_bundle, manifest_digest, staging_folder
-from converters.errors import ConversionError
+from converters.errors import CheckpointError, ConversionError
 from converters.onnx_from_torch import (
     HELD_OUT,
     Checkpoint,
@@ -40,6 +42,9 @@ from runtime.files import sha256_of_file
 from runtime.pool import Pool
 from runtime.postprocess import Thresholds
 from runtime.preprocess import STRIDE, Preprocess
+
+if TYPE_CHECKING:
+    from ultralytics.nn.tasks import DetectionModel
 
 DEFAULT_CALIBRATION_FRAMES = 64  # NNCF's accuracy on yolo11n is flat from here on (shared facts, baselines.md)
 DEFAULT_PARITY_FRAMES = 32
@@ -110,7 +115,7 @@ def _convert(request: ConvertRequest, place: Callable[[Manifest], Path], beside:
     preprocess = Preprocess((side, side))
     with staging_folder(beside) as staging:
         start = time.monotonic()
-        fp32 = onnx_from_torch(detector_from_checkpoint(checkpoint), preprocess)
+        fp32 = onnx_from_torch(_detector(request.checkpoint, checkpoint), preprocess)
         models = {"fp32": _save(fp32, staging / "model.fp32.onnx")}
         report(
             f"exported {checkpoint.model} at {side}×{side}, {len(checkpoint.names)} classes, {time.monotonic() - start:.1f} s"
@@ -156,9 +161,26 @@ def _read(request: ConvertRequest) -> Checkpoint:
     return Checkpoint(found.model, names, found.state, found.imgsz, found.kind, found.lineage)
 
 
+def _detector(path: Path, checkpoint: Checkpoint) -> DetectionModel:
+    try:
+        return detector_from_checkpoint(checkpoint)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+
+
 def _save(model: onnx.ModelProto, path: Path) -> Path:
     path.write_bytes(model.SerializeToString(deterministic=True))
     return path
+
+
+def _accuracy(lineage: Mapping[str, str]) -> dict[str, float]:
+    """The figures that fine-tuning wrote into the checkpoint."""
+    found = {}
+    for key, value in lineage.items():
+        with contextlib.suppress(ValueError):
+            if key.startswith(HELD_OUT):
+                found[key.removeprefix(HELD_OUT)] = float(value)
+    return found
 
 
 def _calibration(frames: CalibrationFrames) -> Calibration:
@@ -189,6 +211,6 @@ def _manifest(
         parity=parity,
         calibration=calibration,
         lineage={key: value for key, value in lineage.items() if not key.startswith(HELD_OUT)},
-        accuracy={key.removeprefix(HELD_OUT): float(value) for key, value in lineage.items() if key.startswith(HELD_OUT)},
+        accuracy=_accuracy(lineage),
         files={path.name: sha256_of_file(path) for path in models.values()},
     )  # fmt: skip

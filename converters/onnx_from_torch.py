@@ -138,13 +138,19 @@ def load_checkpoint(path: Path, model: str | None = None) -> Checkpoint:
         MissingPackageError: torch is not installed.
     """
     content = _read_tensors(path)
+    import torch  # it is there: the line before has used it
+
     if content.get("format") == CHECKPOINT_FORMAT:
         try:
+            if not all(isinstance(value, torch.Tensor) for value in dict(content["state"]).values()):
+                raise TypeError("state holds more than tensors")
+            if model is not None and model != content["model"]:
+                raise CheckpointError(f"{path} is of {content['model']}, but --model says {model}; leave it out")
             return Checkpoint(
                 str(content["model"]), tuple(content["names"]), content["state"], int(content["imgsz"]),
-                str(content["kind"]), dict(content["lineage"]), content["training"],
+                str(content["kind"]), {str(k): str(v) for k, v in dict(content["lineage"]).items()}, content["training"],
             )  # fmt: skip
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(f"{path} is an incomplete checkpoint ({error!r}); train it again") from error
     state = {key: value.float() if value.is_floating_point() else value for key, value in content.items()}
     found = model or _matching_model(path, state)
@@ -227,6 +233,11 @@ def detector_from_checkpoint(checkpoint: Checkpoint) -> DetectionModel:
             f"the checkpoint does not fit {checkpoint.model}: {len(wrong)} of {len(own)} tensors are missing or of another shape "
             f"({', '.join(wrong[:3])}), {len(extra)} are unknown; it is of another architecture, name the right one with --model"
         )
+    broken = [key for key, value in checkpoint.state.items() if value.is_floating_point() and not value.isfinite().all()]
+    if broken:
+        raise CheckpointError(
+            f"{len(broken)} tensors of the checkpoint hold NaN or infinity, first {broken[0]}; train it again"
+        )
     model.load_state_dict(dict(checkpoint.state), strict=True)
     model.names = dict(enumerate(checkpoint.names))
     return model.eval()
@@ -304,7 +315,11 @@ def _is_end_to_end(exported: onnx.ModelProto) -> bool:
 
 def _head_rows(state: Mapping[str, torch.Tensor]) -> int | None:
     """Rows of the last class convolution of the head (`model.23.cv3.0.2.weight`)."""
-    rows = [value.shape[0] for key, value in state.items() if re.fullmatch(r"model\.\d+\.cv3\.0\.2\.weight", key)]
+    rows = [
+        value.shape[0]
+        for key, value in state.items()
+        if re.fullmatch(r"model\.\d+\.cv3\.0\.2\.weight", key) and value.ndim == 4
+    ]
     return int(rows[0]) if len(rows) == 1 else None
 
 
@@ -321,7 +336,7 @@ def _matching_model(path: Path, state: Mapping[str, torch.Tensor]) -> str:
     """The architecture whose tensors have these names and shapes; a look at its YAML spares building most of them."""
     classes = _class_count(path, state)
     shapes = {key: tuple(value.shape) for key, value in state.items()}
-    stem = next(value for value in state.values() if value.ndim == 4)
+    stem = next(value for value in state.values() if value.ndim == 4)  # there is one: the class convolution was found
     layers = 1 + max(int(key.split(".")[1]) for key in state if re.match(r"model\.\d+\.", key))
     for name in MODEL_NAMES:
         if _outline(name) != (layers, stem.shape[0]):

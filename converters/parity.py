@@ -104,7 +104,7 @@ def measure_parity(models: Mapping[str, Path], canvases: Iterable[NDArray[np.uin
 def prefer(parity: Sequence[Parity]) -> Preferred:
     """The fastest engine and precision that agrees with FP32; FP32 under ONNX Runtime when nothing was measured."""
     if not parity:
-        return Preferred(engine=REFERENCE[1], precision="fp32", reason="not measured: no held-out frames in the pool")
+        return Preferred(engine=REFERENCE[1], precision="fp32", reason="nothing was measured: no pool, or too few frames in it")
     doubts = {(row.precision, row.engine): _doubt(row) for row in parity}
     sound = [row for row in parity if not doubts[row.precision, row.engine]]
     best = min(sound, key=lambda row: row.latency_p50_ms)

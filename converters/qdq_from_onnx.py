@@ -8,8 +8,10 @@ same numbers as uint8 with a zero-point near 0 it runs right (benchmarks/results
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -42,14 +44,15 @@ def qdq_from_onnx(model: onnx.ModelProto, batches: Iterable[NDArray[np.uint8]], 
     """
     nncf = _import_nncf()
     try:
-        quantized = nncf.quantize(
-            model,
-            nncf.Dataset(batches, lambda images: {IMAGES: images}),
-            preset=nncf.QuantizationPreset.MIXED,
-            target_device=nncf.TargetDevice.CPU,
-            subset_size=count,
-            ignored_scope=nncf.IgnoredScope(names=decode_nodes(model)),
-        )
+        with contextlib.redirect_stdout(sys.stderr):  # its progress bars; stdout is for results
+            quantized = nncf.quantize(
+                model,
+                nncf.Dataset(batches, lambda images: {IMAGES: images}),
+                preset=nncf.QuantizationPreset.MIXED,
+                target_device=nncf.TargetDevice.CPU,
+                subset_size=count,
+                ignored_scope=nncf.IgnoredScope(names=decode_nodes(model)),
+            )
     except (nncf.errors.InternalError, nncf.errors.ValidationError, nncf.errors.UnsupportedModelError, RuntimeError) as error:
         raise ConversionError(f"NNCF cannot quantise this graph: {str(error).splitlines()[0]}; deploy FP32 instead") from error
     return with_unsigned_activations(quantized)

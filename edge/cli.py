@@ -21,7 +21,7 @@ Imgsz = Annotated[int, typer.Option(help="Side of the square input in pixels, a 
 Epochs = Annotated[int, typer.Option(min=1, help="Passes over the data.")]
 Batch = Annotated[int, typer.Option(min=2, help="Images a step.")]
 Lr = Annotated[float, typer.Option(min=1e-8, max=1, help="Peak learning rate.")]
-Seed = Annotated[int, typer.Option(min=0, help="Of every random stream.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of every random stream.")]
 Model = Annotated[str, typer.Option(help="Architecture: yolov5, v8, v9, v10, yolo11, 12, 26 with their sizes.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the killed run in --out.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -50,7 +50,7 @@ def run(
 def bench(
     bundle: Annotated[Path, typer.Argument(help="A bundle's folder.")],
     runs: Annotated[int, typer.Option(min=1, help="Inferences of each engine and precision.")] = 200,
-    threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 for all that are usable.")] = 0,
+    threads: Annotated[int, typer.Option(min=0, max=256, help="CPU threads; 0 for all that are usable.")] = 0,
     as_json: Json = False,
 ) -> None:
     """Latency percentiles of a bundle on this device; nothing is trimmed."""
@@ -231,7 +231,7 @@ def pool_add(
     images: Annotated[Path, typer.Argument(help="A folder of images.")],
     camera: Annotated[str, typer.Option(help="Name to file them under.")] = "import",
     quota_mb: Annotated[
-        float, typer.Option(min=0.001, help="Hard limit of the pool in megabytes; a full pool refuses.")
+        float, typer.Option(min=0.001, max=1e9, help="Hard limit of the pool in megabytes; a full pool refuses.")
     ] = 2147.483648,
 ) -> None:
     """Adds a folder of images; JPEG files keep their bytes."""
@@ -307,6 +307,12 @@ def _run_table(summary: dict[str, object]) -> str:
         f"{summary['frames_per_s']} frames/s, {summary['detections']} detections, {summary['collected']} collected, "
         f"{summary['resident_mb']} MB resident, {summary['precision']} on {summary['engine']}"
     )
+    lost = {
+        "results failed": "sink_results_failed",
+        "results dropped": "sink_results_dropped",
+        "frames not collected": "not_collected",
+    }
+    lines += [f"{summary[key]} {name}; see the log above" for name, key in lost.items() if summary[key]]
     return "\n".join(lines)
 
 

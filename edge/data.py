@@ -116,7 +116,11 @@ def split_dataset(folder: Path, out: Path, pattern: str, labels: int, val_share:
     train = sorted(path for key in order for path in groups[key])
     random.Random(seed + 1).shuffle(train)
     kept = train[: labels or len(train)]
-    read_labels([*kept, *val], len(names))
+    for part, items in (("training", kept), ("held-out", val)):
+        if not any(len(item.class_id) for item in read_labels(items, len(names))):
+            raise DataError(
+                f"none of the {len(items)} {part} images has a box; their labels are expected like {_label_path(items[0])}"
+            )
     _write_split(out, names, {"train": kept, "val": sorted(val), "rest": train[len(kept) :]})
     return out / "data.yaml"
 

@@ -95,7 +95,7 @@ def _gpu() -> list[Finding]:
     if Path("/proc/driver/nvidia/version").is_file():
         driver = Path("/proc/driver/nvidia/version").read_text(encoding="ascii", errors="replace").splitlines()[0]
         return [Finding("gpu", "ok", driver)]
-    return [Finding("gpu", "missing", "no NVIDIA driver: CPU engines only")]
+    return [Finding("gpu", "info", "no NVIDIA driver: CPU engines only")]
 
 
 def _package(name: str, extra: str, purpose: str) -> Finding:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from converters.errors import CheckpointError
 from converters.onnx_from_torch import HELD_OUT, Checkpoint, load_checkpoint, save_checkpoint
 from edge.data import Dataset, load_dataset
 from edge.errors import TrainingError
@@ -16,7 +17,7 @@ from edge.evaluate import Accuracy, evaluate
 from edge.pool_light import PoolLight
 from edge.progress import Progress
 from edge.torch_detector import torch_detector
-from edge.training import Budget, Run, adamw, train_epoch, with_training
+from edge.training import Budget, Run, adamw, check_run_folder, train_epoch, with_training
 from edge.yolo import BatchSpec, WeightAverage, build_detector, family_of, inject, training_loader, weight_average
 from runtime.files import sha256_of_file
 from runtime.preprocess import STRIDE, Preprocess
@@ -96,6 +97,7 @@ def finetune(request: FinetuneRequest) -> Finetuned:
         raise TrainingError(
             f"--imgsz must be a multiple of {STRIDE}, but got {request.imgsz}; try {-(-request.imgsz // STRIDE) * STRIDE}"
         )
+    check_run_folder(request.out, resume=request.resume)  # before the data is read, and long before the first checkpoint
     dataset = load_dataset(request.data)
     detector = build_detector(request.model, dataset.names, request.seed)
     injected = _inject_all(detector, request)
@@ -168,7 +170,10 @@ def _inject_all(detector: DetectionModel, request: FinetuneRequest) -> dict[str,
     lineage: dict[str, str] = {}
     for path in request.init:
         source = load_checkpoint(path)
-        told = inject(detector, source, request.model)
+        try:
+            told = inject(detector, source, request.model)
+        except CheckpointError as error:
+            raise CheckpointError(f"--init {path}: {error}") from error
         sys.stderr.write(f"injected {source.kind} {path}: {told}\n")
         lineage |= {**source.lineage, f"init_{source.kind}": str(told)}
     return lineage

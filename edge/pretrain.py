@@ -69,13 +69,13 @@ def pretrain(request: PretrainRequest) -> Path:
     if request.resume and path.is_file():
         sys.stderr.write(f"the run in {request.out} is finished; to train longer, start another with --init {path}\n")
         return path
-    frames = Snapshot(request.out) if request.resume else Snapshot.take(request.pool, request.out, request.until_s, _FEWEST)
-    batch = min(request.batch, len(frames))
     detector = build_detector(request.model, ["object"], request.seed)
     _start_from(detector, request)
     backbone = build_backbone(detector, request.model)
     channels = backbone(torch.zeros(1, 3, 64, 64)).shape[1]
     method = build_simclr(backbone, channels).to(memory_format=torch.channels_last)
+    frames = Snapshot(request.out) if request.resume else Snapshot.take(request.pool, request.out, request.until_s, _FEWEST)
+    batch = min(request.batch, len(frames))
     run = Run(
         request.out,
         {"method": method},

@@ -58,6 +58,7 @@ class Snapshot:
                 shutil.rmtree(folder / FRAMES, ignore_errors=True)
                 partial.rename(folder / FRAMES)
             except OSError as error:
+                shutil.rmtree(partial, ignore_errors=True)
                 raise TrainingError(
                     f"{folder} cannot be written: {error.strerror}; free some space or choose another --out"
                 ) from error

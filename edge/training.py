@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import random
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -157,8 +158,14 @@ def check_run_folder(out: Path, *, resume: bool) -> None:
     """Whether a run can start, or go on, in a folder.
 
     Raises:
-        TrainingError: nothing to resume, or another run's folder.
+        TrainingError: an unwritable place, nothing to resume, or another run's folder.
     """
+    parent = next(path for path in (out, *out.parents) if path.exists())
+    try:
+        with tempfile.TemporaryDirectory(dir=parent):
+            pass
+    except OSError as error:
+        raise TrainingError(f"{out} cannot be written: {parent}: {error.strerror}; choose another --out") from error
     last = out / LAST
     if resume and not last.is_file():
         raise TrainingError(f"{out} holds no {LAST} to resume from; leave out --resume to start")

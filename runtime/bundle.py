@@ -165,7 +165,10 @@ class Bundle:
         Raises:
             BundleError: no such bundle, unreadable manifest, newer schema, a file missing or altered.
         """
-        folder = Path(path).resolve()
+        try:
+            folder = Path(path).resolve()
+        except (OSError, RuntimeError, ValueError) as error:  # a link to itself; a null byte
+            raise BundleError(f"{path} leads nowhere ({error}); make it point at a bundle") from error
         manifest_path = folder / "manifest.json"
         if not manifest_path.is_file():
             raise BundleError(f"{path} is no bundle: it has no manifest.json; make one with: edge-convert CKPT --out BUNDLE")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
+from types import FrameType
 
 import typer
 
@@ -26,6 +28,7 @@ class Program:
     def run(self) -> None:
         """Runs the command line and exits: 0 done, 2 refused, 130 interrupted (by typer)."""
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+        signal.signal(signal.SIGTERM, _leave)
         try:
             self.app(prog_name=self.name)
         except EdgeloopError as error:
@@ -41,3 +44,8 @@ class Program:
     def _exit(self, sentence: str, code: int) -> None:
         sys.stderr.write(f"{self.name}: {sentence}\n")
         sys.exit(code)
+
+
+def _leave(number: int, _: FrameType | None) -> None:
+    """SIGTERM cleans up as Ctrl-C does; the daemon replaces this by its own way to end."""
+    sys.exit(128 + number)

@@ -76,17 +76,17 @@ class ModelConfig(_Strict):
     precision: Literal["auto", "fp32", "int8"] = "auto"
     threads: int = Field(default=0, ge=0, le=256)  # 0: as many as this process may use
     confidence: Annotated[float, Field(ge=0, le=1)] | None = None
-    reload_s: float = Field(default=1.0, gt=0)
+    reload_s: float = Field(default=1.0, gt=0, le=3600)
 
 
 class CollectConfig(_Strict):
     """Which frames are kept, and how many bytes of them."""
 
     pool: str
-    quota_mb: float = Field(default=DEFAULT_QUOTA_BYTES / 1e6, gt=0)
+    quota_mb: float = Field(default=DEFAULT_QUOTA_BYTES / 1e6, gt=0, le=1e9)
     every_n: int = Field(default=100, ge=1)
     below_confidence: float = Field(default=0.4, ge=0, le=1)
-    min_interval_s: float = Field(default=0.0, ge=0)
+    min_interval_s: float = Field(default=0.0, ge=0, le=1e9)
 
 
 class JsonlConfig(_Strict):

@@ -152,8 +152,9 @@ class Daemon:
 
     @property
     def failed(self) -> bool:
-        """Whether a camera stopped because its source was broken."""
-        return any(capture.error is not None for capture in self._captures)
+        """Whether a camera stopped because its source was broken, or results were lost because a sink failed."""
+        lost = self._outlet.failed + (self._collector.failed if self._collector else 0)
+        return lost > 0 or any(capture.error is not None for capture in self._captures)
 
     def summary(self) -> dict[str, object]:
         """Counts and latencies so far. For every camera, read = processed + dropped, whatever happened."""

@@ -55,7 +55,10 @@ class BundleWatcher:
 
     def _run(self) -> None:
         while not self._stop.wait(self._config.reload_s):
-            target = Path(self._config.bundle).resolve()
+            try:
+                target = Path(self._config.bundle).resolve()
+            except (OSError, RuntimeError):  # a link that is being moved by hand, or points at itself
+                continue
             if target != self._seen:
                 self._seen = target
                 self._load()

@@ -13,6 +13,7 @@ from runtime.pipeline import Pipeline
 
 # mAP50-95 may not fall at all, so that losses cannot add up night by night; F1 at one threshold jumps with single boxes
 # of a small held-out set, so it may fall by one point, the bar that INT8 has too.
+MIN_MAP50 = 0.01  # two models that find nothing are equal, which proves nothing
 MAX_DROP = {"mAP50-95": 0.0, "F1": 0.01}
 
 
@@ -56,6 +57,8 @@ def compare(released: Accuracy, candidate: Accuracy) -> Verdict:
     failed = [
         f"{name} falls by {drop:.3f}, more than {MAX_DROP[name]:g}" for name, drop in drops.items() if drop > MAX_DROP[name]
     ]
-    told = ", ".join(f"{name} {-drop:+.3f}" for name, drop in drops.items())
+    if released.map50 < MIN_MAP50 and candidate.map50 < MIN_MAP50:
+        failed.append(f"neither finds anything (mAP50 {released.map50:.3f} and {candidate.map50:.3f}), so nothing is proved")
+    told = ", ".join(f"{name} {0 - drop:+.3f}" for name, drop in drops.items())
     reason = "; ".join(failed) if failed else f"not worse: {told} on {candidate.images} held-out images"
     return Verdict(released, candidate, not failed, reason)

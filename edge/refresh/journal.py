@@ -27,7 +27,9 @@ class Journal:
         if self._path.is_file():
             try:
                 self._steps = json.loads(self._path.read_text(encoding="utf-8"))
-            except ValueError as error:
+                if not all(set(step) == {"inputs", "output"} for step in self._steps.values()):
+                    raise ValueError("a step lacks its inputs or output")
+            except (ValueError, AttributeError, TypeError) as error:
                 raise RefreshError(f"{self._path} is damaged: {error}; remove {folder} and start the refresh again") from error
 
     def step(self, name: str, inputs: Mapping[str, str], action: Callable[[], dict[str, Any]]) -> dict[str, Any]:

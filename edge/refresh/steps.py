@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from converters.convert import ConvertRequest, convert_into, to_stderr
+from converters.onnx_from_torch import load_checkpoint
 from edge.data import load_dataset
 from edge.errors import RefreshError
 from edge.evaluate import Accuracy
@@ -19,7 +21,10 @@ from edge.refresh.journal import Journal
 from edge.training import LAST
 from runtime.bundle import CURRENT, Bundle, publish
 from runtime.files import sha256_of_file
+from runtime.pool import Pool
 from runtime.preprocess import STRIDE
+
+Gate = Callable[[Accuracy, Accuracy], Verdict]  # released, candidate
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +79,7 @@ class Refreshed:
     detector: Path
 
 
-def refresh(request: RefreshRequest) -> Refreshed:
+def refresh(request: RefreshRequest, gate: Gate = compare) -> Refreshed:
     """Runs the steps that the journal does not hold yet.
 
     Raises:
@@ -92,7 +97,7 @@ def refresh(request: RefreshRequest) -> Refreshed:
     candidate = journal.step("convert", inputs, lambda: _convert(request, Path(tuned["detector"]), released, begun["until_s"]))
     bundle = Path(candidate["bundle"])
     told = journal.step("compare", inputs, lambda: _compare(request, released, bundle))
-    verdict = compare(Accuracy(**told["released"]), Accuracy(**told["candidate"]))
+    verdict = gate(Accuracy(**told["released"]), Accuracy(**told["candidate"]))
     if verdict.publish:
         journal.step("publish", inputs, lambda: _publish(request, bundle, released))
     else:
@@ -113,7 +118,17 @@ def _resolved(request: RefreshRequest) -> RefreshRequest:
         raise RefreshError(
             f"{request.bundles} has no `current` release to refresh; make one with: edge-convert CKPT --release {request.bundles}"
         )
-    imgsz = request.imgsz or Bundle.open(request.bundles / CURRENT).preprocess.size_wh[0]
+    released = Bundle.open(request.bundles / CURRENT)
+    for path, kind in ((request.backbone, "backbone"), (request.detector, "detector")):
+        found = load_checkpoint(path).kind
+        if found != kind:
+            raise RefreshError(f"{path} is a {found}, but --{kind} needs a {kind}; were the two swapped?")
+    names = load_dataset(request.data).names
+    if tuple(released.manifest.classes) != names:
+        raise RefreshError(
+            f"{request.data} has classes {list(names[:8])}, the release {released.manifest.classes[:8]}; they must be the same"
+        )
+    imgsz = request.imgsz or released.preprocess.size_wh[0]
     if imgsz % STRIDE:
         raise RefreshError(f"--imgsz must be a multiple of {STRIDE}, but got {imgsz}; leave it out to keep the released size")
     return replace(request, imgsz=imgsz)
@@ -129,6 +144,11 @@ def _inputs(request: RefreshRequest) -> dict[str, str]:
 def _begin(request: RefreshRequest) -> dict[str, Any]:
     """Fixes what the refresh starts from: the release that it must not fall behind, and the pool as it is now."""
     released = Bundle.open(request.bundles / CURRENT)
+    with Pool.open(request.pool) as pool:
+        if not pool.entries(request.until_s):
+            raise RefreshError(
+                f"pool {request.pool} is empty; fill it with: edge pool add {request.pool} IMAGES, or let the daemon collect"
+            )
     return {"released": released.path.name, "until_s": time.time() if request.until_s is None else request.until_s}
 
 

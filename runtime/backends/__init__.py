@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import logging
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,6 +15,8 @@ from runtime.bundle import Bundle
 from runtime.errors import BackendError, MissingPackageError
 from runtime.onnx_file import refuse_external_data
 from runtime.postprocess import Outputs
+
+log = logging.getLogger(__name__)
 
 AUTO = "auto"
 
@@ -84,13 +86,17 @@ def open_backend(bundle: Bundle, engine: str = AUTO, precision: str = AUTO, thre
 def open_installed(models: Mapping[str, Path], threads: int = 0) -> dict[tuple[str, str], Backend]:
     """Every ONNX file (by precision) under every engine of this device, by (precision, engine).
 
-    Engines that are not installed or refuse a file are left out: they are no candidates here.
+    Engines that are not installed are left out, and those that refuse a file, with a warning: they are no candidates here.
     """
     backends: dict[tuple[str, str], Backend] = {}
     for precision, path in models.items():
         for engine in ENGINES:
-            with contextlib.suppress(MissingPackageError, BackendError):
+            try:
                 backends[precision, engine] = open_model(engine, path, precision, threads)
+            except MissingPackageError:
+                continue
+            except BackendError as error:
+                log.warning("left out: %s", error)
     return backends
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,9 @@ from numpy.typing import NDArray
 
 from runtime.errors import SourceError
 
+log = logging.getLogger(__name__)
+
+_WHOLE = 0.98  # share of the announced frames; containers round
 _OPEN_TIMEOUT_MS = 10_000  # a dead camera must not hold its thread for OpenCV's 30 s
 _READ_TIMEOUT_MS = 10_000
 
@@ -58,7 +62,13 @@ class OpenCVSource:
                 self._capture.release()
                 self._capture, read = self._open(), 0
             else:
+                self._tell_if_short(read)
                 return
+
+    def _tell_if_short(self, read: int) -> None:
+        expected = int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
+        if not self.live and read < _WHOLE * expected:
+            log.warning("%s ended after %d of %d frames; it is truncated or damaged, copy it again", self._name, read, expected)
 
     def close(self) -> None:
         """Releases the device or the connection."""

@@ -13,10 +13,15 @@ from edge.errors import RefreshError
 from edge.evaluate import Accuracy
 from edge.finetune import FinetuneRequest, finetune
 from edge.pretrain import PretrainRequest, pretrain
-from edge.refresh.gate import compare
+from edge.refresh.gate import Verdict, compare
 from edge.refresh.journal import Journal
 from edge.refresh.steps import RefreshRequest, refresh
 from runtime.bundle import Bundle
+
+
+def accept(old: Accuracy, new: Accuracy) -> Verdict:
+    """A gate that lets everything pass."""
+    return Verdict(old, new, True, "accepted")
 
 
 def accuracy(map50_95: float, f1: float) -> Accuracy:
@@ -79,32 +84,48 @@ def request_(released: RefreshRequest, tmp_path: Path) -> RefreshRequest:
 
 def test_refresh__publishes_what_is_not_worse_and_is_not_repeated(request_: RefreshRequest) -> None:
     before = Bundle.open(request_.bundles / "current")
-    done = refresh(request_)
-    assert done.verdict.publish  # both know nothing yet: equal, so not worse
+    done = refresh(request_, accept)
     current = Bundle.open(request_.bundles / "current")
     assert current.path == done.bundle != before.path
     assert current.manifest.lineage["refreshed_from"] == before.digest
     steps = json.loads((request_.out / "journal.json").read_text())
     assert list(steps) == ["begin", "pretrain", "tune", "convert", "compare", "publish"]
     written = (request_.out / "tune" / "detector.pt").stat().st_mtime_ns
-    assert refresh(request_) == done  # a second start finds everything done
+    assert refresh(request_, accept) == done  # a second start finds everything done
     assert (request_.out / "tune" / "detector.pt").stat().st_mtime_ns == written
 
 
-def test_refresh__a_worse_candidate_changes_nothing(request_: RefreshRequest) -> None:
+def test_refresh__what_proves_nothing_changes_nothing(request_: RefreshRequest) -> None:
     before = Bundle.open(request_.bundles / "current")
-    refresh(replace(request_, out=request_.out.with_name("first")))
-    journal = request_.out.with_name("first") / "journal.json"
-    steps = json.loads(journal.read_text())
-    steps["compare"]["output"]["released"]["f1"] = 0.9  # as if the released model were good
-    del steps["publish"]
-    journal.write_text(json.dumps(steps))
-    from runtime.bundle import publish
-
-    publish(request_.bundles, before)
-    done = refresh(replace(request_, out=journal.parent))
+    done = refresh(request_)  # both models have barely been trained and find nothing
     assert not done.verdict.publish
+    assert "nothing is proved" in done.verdict.reason
     assert Bundle.open(request_.bundles / "current").digest == before.digest
+    assert sorted(path.name for path in request_.bundles.iterdir()) == sorted([before.path.name, "current"])
+
+
+def test_refresh__a_release_made_meanwhile_is_not_overwritten(request_: RefreshRequest) -> None:
+    def gate(old: Accuracy, new: Accuracy) -> Verdict:
+        release(ConvertRequest(request_.detector, imgsz=64, confidence=0.5), request_.bundles, lambda _: None)
+        return accept(old, new)
+
+    with pytest.raises(RefreshError, match="refresh again, in another --out"):
+        refresh(request_, gate)
+
+
+def test_refresh__an_empty_pool_may_be_filled_and_tried_again(request_: RefreshRequest, tmp_path: Path) -> None:
+    from tests.conftest import fill_pool
+
+    fill_pool(tmp_path / "pool", 0)
+    with pytest.raises(RefreshError, match="is empty"):
+        refresh(replace(request_, pool=tmp_path / "pool"))
+    fill_pool(tmp_path / "pool", 8)
+    assert refresh(replace(request_, pool=tmp_path / "pool"), accept).verdict.publish
+
+
+def test_refresh__swapped_checkpoints(request_: RefreshRequest) -> None:
+    with pytest.raises(RefreshError, match="were the two swapped"):
+        refresh(replace(request_, backbone=request_.detector, detector=request_.backbone))
 
 
 def test_refresh__nothing_released_or_no_checkpoint(request_: RefreshRequest, tmp_path: Path) -> None:
