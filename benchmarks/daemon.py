@@ -12,7 +12,7 @@ from typing import Any
 from benchmarks.common import DATA, ROOT, WORK, coco_bundle, edge_run, write_result
 from runtime.bundle import Bundle
 
-ROUNDS = 2
+ROUNDS = 1
 BARE_RUNS = 100
 VIDEO = DATA / "videos" / "vtest.avi"
 
