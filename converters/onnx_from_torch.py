@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 
 CHECKPOINT_FORMAT = "edgeloop.checkpoint/1"
 HELD_OUT = "held_out_"  # lineage keys of a detector's accuracy on held-out labels
-# 300, the usual cap on detections, costs 0.65 points of mAP50-95 here because duplicates fill it before NMS; 1000 costs
-# 0.09 and no time (benchmarks/results/coco_parity.json). End-to-end heads have no duplicates and keep 300.
+# 300, the usual cap on detections, costs 0.65 points of mAP50-95 because duplicates fill it before NMS; 1000 costs 0.09
+# (benchmarks/results/coco_parity.json). End-to-end heads have no duplicates and keep 300.
 TOP_K = 1000
 END_TO_END_TOP_K = 300
 DEFAULT_IMGSZ = 640
