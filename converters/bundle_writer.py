@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from converters.errors import ConversionError
-from runtime.bundle import Bundle, Manifest
+from runtime.bundle import Bundle
 from runtime.files import write_atomically
+from runtime.manifest import Manifest
 
 
 @contextmanager
@@ -21,13 +25,13 @@ def staging_folder(beside: Path) -> Iterator[Path]:
     Raises:
         ConversionError: the parent folder cannot be written.
     """
-    staging = beside.with_name(f".{beside.name}.{os.getpid()}.partial")
-    for stale in beside.parent.glob(f".{beside.name}.*.partial"):
-        pid = stale.name.split(".")[-2]
-        if pid.isdigit() and not Path("/proc", pid).exists():  # left by a conversion that was killed
-            shutil.rmtree(stale, ignore_errors=True)
+    for stale in beside.parent.glob(".*.partial"):
+        _remove_if_left(stale)
     try:
-        staging.mkdir(parents=True)
+        beside.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{beside.name}.", suffix=".partial", dir=beside.parent))
+        staging.chmod(0o755)  # a daemon of another user reads the bundle that it becomes
+        lock = _locked(staging)
     except OSError as error:
         raise ConversionError(f"{beside.parent} cannot be written: {error.strerror}; choose another --out") from error
     try:
@@ -39,6 +43,28 @@ def staging_folder(beside: Path) -> Iterator[Path]:
         ) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+        os.close(lock)
+
+
+def _locked(folder: Path) -> int:
+    """A lock on the folder that lasts as long as this process, and not longer, whatever ends it."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _remove_if_left(stale: Path) -> None:
+    """Removes the folder of a conversion that was killed; one that is under way holds its lock."""
+    with contextlib.suppress(OSError):
+        if not stale.is_dir():  # a single file that is being written
+            return
+        lock = _locked(stale)
+        shutil.rmtree(stale, ignore_errors=True)
+        os.close(lock)
 
 
 def finish_bundle(staging: Path, manifest: Manifest, out: Path) -> Bundle:

@@ -1,85 +1,43 @@
-"""One model's way from weights to a bundle, on one screen."""
+"""One model's way from weights to a bundle, on one screen: import, check, draw frames, quantise, gate, report, write."""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import sys
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import onnx
+import numpy as np
+from numpy.typing import NDArray
 
 from calibration.batches import PoolBatches
-from calibration.sampler import CalibrationFrames, sample_frames
 from converters.bundle_writer import finish_bundle, manifest_digest, staging_folder
-from converters.errors import CheckpointError, ConversionError
-from converters.onnx_from_torch import (
-    HELD_OUT,
-    Checkpoint,
-    detector_from_checkpoint,
-    load_checkpoint,
-    onnx_from_torch,
-    uses_nms,
-)
-from converters.parity import measure_parity, prefer
-from converters.qdq_from_onnx import qdq_from_onnx
-from runtime.bundle import (
-    SCHEMA_VERSION,
-    Bundle,
-    Calibration,
-    Manifest,
-    OutputSpec,
-    Parity,
-    PreprocessSpec,
-    ThresholdSpec,
-    Variant,
-    publish,
-)
+from converters.calibration_file import CALIBRATION_FILE, CalibrationKey, calibration_bytes, earlier_calibration, key_of
+from converters.checkpoint import HELD_OUT
+from converters.errors import ConversionError
+from converters.export_check import check_export
+from converters.frames import Frames, choose_frames
+from converters.gate import Candidate, Gate, Run, is_sound, judge, prefer, run_candidates
+from converters.half_floats import with_half_floats
+from converters.imported import ImportedModel, load_model
+from converters.int8_search import Calibrated, search_int8
+from converters.model_files import ModelFile, rebatched, tensorrt_files
+from converters.report import write_report
+from converters.report_data import Findings
+from converters.request import ConvertRequest, Plan, plan_of
+from runtime.bundle import Bundle, publish
+from runtime.device import Device
 from runtime.files import sha256_of_file
+from runtime.manifest import SCHEMA_VERSION, Calibration, Manifest, OutputSpec, Parity, PreprocessSpec, ThresholdSpec
 from runtime.pool import Pool
 from runtime.postprocess import Thresholds
-from runtime.preprocess import STRIDE, Preprocess
 
-if TYPE_CHECKING:
-    from ultralytics.nn.tasks import DetectionModel
-
-DEFAULT_CALIBRATION_FRAMES = 64  # NNCF's accuracy on yolo11n is flat from here on (shared facts, baselines.md)
-DEFAULT_PARITY_FRAMES = 32
+_CHECKED_CANVASES = 2  # the export is compared with the original on that many frames
 
 Report = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class ConvertRequest:
-    """What to convert and how.
-
-    Attributes:
-        checkpoint: file of weights.
-        pool: where calibration frames come from; None makes an FP32-only bundle.
-        imgsz: side of the square canvas in pixels; None takes the checkpoint's.
-        model: architecture, where the checkpoint's shapes alone cannot tell.
-        names: class names that replace the checkpoint's.
-        confidence, iou: thresholds of the release, 0 to 1.
-        frames: how many frames calibrate.
-        seed: of the draw.
-        until_s: use pool frames captured up to this Unix time; None for all.
-        lineage: facts for the manifest that the caller knows.
-    """
-
-    checkpoint: Path
-    pool: Path | None = None
-    imgsz: int | None = None
-    model: str | None = None
-    names: tuple[str, ...] | None = None
-    confidence: float = 0.25
-    iou: float = 0.7
-    frames: int = DEFAULT_CALIBRATION_FRAMES
-    seed: int = 0
-    until_s: float | None = None
-    lineage: Mapping[str, str] = field(default_factory=dict)
 
 
 def convert(request: ConvertRequest, out: Path, report: Report) -> Bundle:
@@ -106,43 +64,134 @@ def release(request: ConvertRequest, bundles: Path, report: Report) -> Bundle:
 
 
 def _convert(request: ConvertRequest, place: Callable[[Manifest], Path], beside: Path, report: Report) -> Bundle:
-    checkpoint = _read(request)
-    side = request.imgsz or checkpoint.imgsz
-    if side % STRIDE:
-        raise ConversionError(
-            f"the input side must be a multiple of {STRIDE}, but got {side}; try --imgsz {-(-side // STRIDE) * STRIDE}"
+    plan = plan_of(request)
+    start = time.monotonic()
+    with _opened(request.pool) as pool, staging_folder(beside) as staging:
+        model = load_model(request.checkpoint, request.import_options)
+        fp32 = ModelFile.write(staging, "fp32", "any", model.graph)
+        again = (
+            earlier_calibration(request.calibration, sha256_of_file(fp32.path), model.preprocess)
+            if request.calibration
+            else None
         )
-    preprocess = Preprocess((side, side))
-    with staging_folder(beside) as staging:
-        start = time.monotonic()
-        fp32 = onnx_from_torch(_detector(request.checkpoint, checkpoint), preprocess)
-        models = {"fp32": _save(fp32, staging / "model.fp32.onnx")}
+        frames = choose_frames(request, pool, model, fp32.path, again)
+        parity = check_export(model, _canvases(model, frames))
         report(
-            f"exported {checkpoint.model} at {side}×{side}, {len(checkpoint.names)} classes, {time.monotonic() - start:.1f} s"
+            f"exported {model.name}, {len(model.names)} classes, {time.monotonic() - start:.1f} s: boxes within {parity.max_box_px:.2g} px "
+            f"and scores within {parity.max_score:.1g} of the original"
         )
-        thresholds = Thresholds(request.confidence, request.iou if uses_nms(fp32) else None)
-        parity, calibration = [], None
-        if request.pool is not None:
-            with Pool.open(request.pool) as pool:
-                frames = sample_frames(pool, request.frames, DEFAULT_PARITY_FRAMES, request.seed, request.until_s)
-                start = time.monotonic()
-                int8 = qdq_from_onnx(fp32, PoolBatches(pool, frames.calibration, preprocess), len(frames.calibration))
-                models["int8"] = _save(int8, staging / "model.int8.onnx")
-                report(f"quantised with {len(frames.calibration)} frames of {request.pool}, {time.monotonic() - start:.1f} s")
-                parity = measure_parity(models, PoolBatches(pool, frames.held_out, preprocess), thresholds)
-            calibration = _calibration(frames)
-        manifest = _manifest(request, checkpoint, preprocess, fp32, models, parity, calibration)
+        job = _Job(request, plan, model, fp32, frames, pool, report)
+        made = _make_files(job)
+        _write_calibration(staging, job, made)
+        write_report(staging, made.findings, with_pictures=request.pictures)
+        manifest = _manifest(job, made)
         for line in parity_table(manifest):
             report(line)
         return finish_bundle(staging, manifest, place(manifest))
 
 
+@dataclass(frozen=True)
+class _Job:
+    """A conversion under way."""
+
+    request: ConvertRequest
+    plan: Plan
+    model: ImportedModel
+    fp32: ModelFile
+    frames: Frames
+    pool: Pool | None
+    report: Report
+
+    @property
+    def gate(self) -> Gate | None:
+        if self.frames.gate is None or not len(self.frames.gate):
+            return None
+        request = self.request
+        return Gate(self.frames.gate, self.thresholds, self.model.names, request.bars, request.seed)
+
+    @property
+    def thresholds(self) -> Thresholds:
+        return Thresholds(self.request.confidence, self.request.iou if self.model.nms else None)
+
+    @property
+    def calibrated(self) -> Calibrated:
+        if self.pool is None or self.frames.drawn is None:
+            raise ConversionError("INT8 needs frames to calibrate with; name a pool with --pool POOL")
+        entries = self.frames.drawn.calibration
+        batches = PoolBatches(self.pool, entries, self.model.preprocess)
+        return Calibrated(self.model.graph, batches, len(entries), self.fp32.path.parent, self.report)
+
+
+@dataclass(frozen=True)
+class _Made:
+    """The files that go into the bundle, and everything that was measured."""
+
+    files: tuple[ModelFile, ...]
+    quantised: tuple[ModelFile, ...]
+    findings: Findings
+
+
+def _make_files(job: _Job) -> _Made:
+    """FP32, then FP16 and INT8 as planned, then all of them measured in one run; what does not hold is left out."""
+    gate = job.gate
+    if gate is None and job.plan.int8:
+        job.report("no INT8: there are too few frames to measure it on; collect more, or name labelled images with --data")
+    made = [job.fp32]
+    if job.plan.fp16:
+        folder = job.fp32.path.parent
+        made.append(ModelFile.write(folder, "fp16", "tensorrt-strong", with_half_floats(job.model.graph)))
+    floats = run_candidates(job.fp32.candidates(), gate, []) if gate and job.plan.int8 else {}
+    searches = {family: search_int8(family, job.calibrated, gate, floats) for family in job.plan.int8 if gate}
+    quantised = [search.file for search in searches.values() if search.holds]
+    for file in quantised:
+        made += tensorrt_files(file) if file.form == "tensorrt" else [file]
+    if job.request.batch > 1:
+        made += [rebatched(file, job.request.batch) for file in made]
+    runs, rows = _measure_all(made, gate, job.report)
+    files = [file for file in made if not rows or _has_sound_row(file, rows)]
+    kept = {file.path.name for file in files}
+    for path in job.fp32.path.parent.glob("*.onnx"):
+        if path.name not in kept:
+            path.unlink()
+    stays = [row for row in rows if any((row.precision, row.form) == (file.precision, file.form) for file in files)]
+    left_out = [row for row in rows if row not in stays]
+    left_out += [row for search in searches.values() if not search.holds for row in search.attempts]
+    findings = Findings(
+        job.model.name, job.model.graph, gate, runs, (*stays, *left_out), prefer(stays, job.request.bars, left_out), job.frames.drawn,
+        searches, tuple(file.variant for file in files), Device.current(),
+    )  # fmt: skip
+    return _Made(tuple(files), tuple(file for file in quantised if file.path.name in kept), findings)
+
+
+def _has_sound_row(file: ModelFile, rows: Sequence[Parity]) -> bool:
+    """Whether some engine may run the file, at every batch that was measured; FP32 always stays."""
+    same = [row for row in rows if (row.precision, row.form) == (file.precision, file.form)]
+    return file.precision == "fp32" or any(is_sound(row, rows) for row in same)
+
+
+def _measure_all(files: Sequence[ModelFile], gate: Gate | None, report: Report) -> tuple[dict[Candidate, Run], list[Parity]]:
+    """Every file under every engine, interleaved; what could not be run is told."""
+    if gate is None:
+        return {}, []
+    skipped: list[str] = []
+    runs = run_candidates([candidate for file in files for candidate in file.candidates()], gate, skipped)
+    for reason in dict.fromkeys(skipped):
+        report(f"not measured: {reason}")
+    return runs, judge(runs, gate)
+
+
 def parity_table(manifest: Manifest) -> list[str]:
-    """The parity measurements as lines of text."""
-    head = f"{'precision':10}{'engine':13}{'F1 vs FP32':>11}{'mean IoU':>10}{'score shift':>13}{'flips':>7}{'p50 ms':>9}{'p99 ms':>9}"
+    """The measurements as lines of text."""
+    labeled = any(row.labeled for row in manifest.parity)
+    head = (
+        f"{'precision':10}{'form':16}{'engine':13}{'batch':>5}{'F1 vs FP32':>11}{'mean IoU':>10}{'score shift':>13}{'flips':>7}"
+        f"{'p50 ms':>9}{'p99 ms':>9}{'F1':>8}{'mAP50-95':>10}"[: None if labeled else -18]
+    )
     rows = [
-        f"{row.precision:10}{row.engine:13}{row.f1_against_fp32:11.3f}{row.mean_iou:10.3f}{row.mean_score_shift:+13.4f}"
-        f"{row.class_flips:7d}{row.latency_p50_ms:9.1f}{row.latency_p99_ms:9.1f}"
+        f"{row.precision:10}{row.form:16}{row.engine:13}{row.batch:5d}{row.f1_against_fp32:11.3f}{row.mean_iou:10.3f}"
+        f"{row.mean_score_shift:+13.4f}{row.class_flips:7d}{row.latency_p50_ms:9.1f}{row.latency_p99_ms:9.1f}"
+        + (f"{row.labeled.f1:8.4f}{row.labeled.map50_95:10.4f}" if row.labeled else "")
+        + (f"  refused: {row.refused}" if row.refused else "")
         for row in manifest.parity
     ]
     preferred = manifest.preferred
@@ -155,22 +204,76 @@ def to_stderr(line: str) -> None:
     sys.stderr.write(line + "\n")
 
 
-def _read(request: ConvertRequest) -> Checkpoint:
-    found = load_checkpoint(request.checkpoint, request.model)
-    names = request.names or found.names
-    return Checkpoint(found.model, names, found.state, found.imgsz, found.kind, found.lineage)
+@contextlib.contextmanager
+def _opened(path: Path | None) -> Iterator[Pool | None]:
+    if path is None:
+        yield None
+        return
+    with Pool.open(path) as pool:
+        yield pool
 
 
-def _detector(path: Path, checkpoint: Checkpoint) -> DetectionModel:
-    try:
-        return detector_from_checkpoint(checkpoint)
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from error
+def _canvases(model: ImportedModel, frames: Frames) -> list[NDArray[np.uint8]]:
+    """Real frames where there are any; else noise, on which every anchor says something."""
+    if frames.gate is not None and len(frames.gate):
+        return [frame.canvas[None] for frame in itertools.islice(frames.gate, _CHECKED_CANVASES)]
+    canvas = model.preprocess.buffer()
+    return [np.random.default_rng(0).integers(0, 256, canvas.shape, dtype=np.uint8)]
 
 
-def _save(model: onnx.ModelProto, path: Path) -> Path:
-    path.write_bytes(model.SerializeToString(deterministic=True))
-    return path
+def _write_calibration(folder: Path, job: _Job, made: _Made) -> None:
+    if job.frames.drawn is not None and made.quantised:
+        key, digests = _calibration_key(job)
+        files = {file.path.name: file.model for file in made.quantised}
+        (folder / CALIBRATION_FILE).write_bytes(calibration_bytes(key, digests, files))
+
+
+def _calibration_key(job: _Job) -> tuple[CalibrationKey, list[str]]:
+    digests = [entry.sha256 for entry in job.frames.drawn.calibration] if job.frames.drawn else []
+    return key_of(sha256_of_file(job.fp32.path), digests, job.model.preprocess), digests
+
+
+def _calibration(job: _Job, made: _Made) -> Calibration | None:
+    drawn = job.frames.drawn
+    if drawn is None or not made.quantised:
+        return None
+    key, digests = _calibration_key(job)
+    return Calibration(
+        key=key.digest, sampler=drawn.sampler, seed=drawn.seed, frame_sha256=digests,
+        radius=drawn.radius, mean_distance=drawn.mean_distance,
+    )  # fmt: skip
+
+
+def _manifest(job: _Job, made: _Made) -> Manifest:
+    request, model, preprocess = job.request, job.model, job.model.preprocess
+    shapes = {item.name: [dim.dim_value for dim in item.type.tensor_type.shape.dim] for item in model.graph.graph.output}
+    lineage = {"checkpoint_sha256": _digest(request.checkpoint), **model.lineage, **request.lineage}
+    return Manifest(
+        schema_version=SCHEMA_VERSION,
+        name=model.name,
+        classes=list(model.names),
+        preprocess=PreprocessSpec(
+            size_wh=preprocess.size_wh, pad_value=preprocess.pad_value, stride=preprocess.stride,
+            color="bgr" if preprocess.color == "bgr" else "rgb", scale=preprocess.scale,
+        ),
+        outputs=OutputSpec(
+            batch=shapes["boxes"][0], top_k=shapes["boxes"][1], embedding_dim=shapes["embedding"][1], nms=model.nms
+        ),
+        thresholds=ThresholdSpec(confidence=request.confidence, iou=request.iou),
+        variants=[file.variant for file in made.files],
+        preferred=made.findings.preferred,
+        measured_on=made.findings.device,
+        parity=list(made.findings.rows),
+        calibration=_calibration(job, made),
+        lineage={key: value for key, value in lineage.items() if not key.startswith(HELD_OUT)},
+        accuracy=_accuracy(lineage),
+        files={path.name: sha256_of_file(path) for path in sorted(job.fp32.path.parent.iterdir())},
+    )  # fmt: skip
+
+
+def _digest(checkpoint: Path) -> str:
+    """Of the file; a bundled architecture like yolo11n.yaml is none of ours."""
+    return sha256_of_file(checkpoint) if checkpoint.is_file() else "bundled with ultralytics"
 
 
 def _accuracy(lineage: Mapping[str, str]) -> dict[str, float]:
@@ -181,36 +284,3 @@ def _accuracy(lineage: Mapping[str, str]) -> dict[str, float]:
             if key.startswith(HELD_OUT):
                 found[key.removeprefix(HELD_OUT)] = float(value)
     return found
-
-
-def _calibration(frames: CalibrationFrames) -> Calibration:
-    digests = [entry.sha256 for entry in frames.calibration]
-    return Calibration(sampler=frames.sampler, seed=frames.seed, frame_sha256=digests)
-
-
-def _manifest(
-    request: ConvertRequest, checkpoint: Checkpoint, preprocess: Preprocess, fp32: onnx.ModelProto,
-    models: Mapping[str, Path], parity: list[Parity], calibration: Calibration | None,
-) -> Manifest:  # fmt: skip
-    shapes = {item.name: [dim.dim_value for dim in item.type.tensor_type.shape.dim] for item in fp32.graph.output}
-    lineage = {"checkpoint_sha256": sha256_of_file(request.checkpoint), **checkpoint.lineage, **request.lineage}
-    return Manifest(
-        schema_version=SCHEMA_VERSION,
-        name=checkpoint.model,
-        classes=list(checkpoint.names),
-        preprocess=PreprocessSpec(
-            size_wh=preprocess.size_wh, pad_value=preprocess.pad_value, stride=preprocess.stride,
-            color="rgb", scale=preprocess.scale,
-        ),
-        outputs=OutputSpec(
-            batch=shapes["boxes"][0], top_k=shapes["boxes"][1], embedding_dim=shapes["embedding"][1], nms=uses_nms(fp32)
-        ),
-        thresholds=ThresholdSpec(confidence=request.confidence, iou=request.iou),
-        variants=[Variant(precision=precision, file=path.name) for precision, path in models.items()],
-        preferred=prefer(parity),
-        parity=parity,
-        calibration=calibration,
-        lineage={key: value for key, value in lineage.items() if not key.startswith(HELD_OUT)},
-        accuracy=_accuracy(lineage),
-        files={path.name: sha256_of_file(path) for path in models.values()},
-    )  # fmt: skip

@@ -1,9 +1,11 @@
-"""INT8 Q/DQ from FP32 by NNCF's post-training quantisation.
+"""INT8 Q/DQ from FP32 by NNCF's post-training quantisation, in the form that a family of engines wants.
 
 Measured against hand-made ONNX Runtime recipes, NNCF with fast bias correction loses 0.3 points of mAP where they lose
-1.5 to 7.9 (shared facts, baselines.md), so the algorithm is NNCF's. Ours are its scope and one exact rewriting: NNCF
-writes activations as int8 with a zero-point near -128, which OpenVINO 2026.4 ruined on the CPU that we measured on; the
-same numbers as uint8 with a zero-point near 0 it runs right (benchmarks/results/coco_parity.json). Why was not found out.
+1.5 to 7.9 (shared facts, baselines.md), so the algorithm is NNCF's. Ours are its scope and the form of its result:
+
+- `cpu`: asymmetric activations, rewritten as uint8. NNCF writes them as int8 with a zero-point near -128, which OpenVINO
+  2026.4 ruined on the CPU that we measured on; the same numbers as uint8 it runs right (benchmarks/results/coco_parity.json).
+- `tensorrt`: symmetric int8 with zero-point 0 everywhere and float biases: other zero-points its parser refuses.
 """
 
 from __future__ import annotations
@@ -13,22 +15,25 @@ import logging
 import os
 import sys
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import numpy_helper
 
 from converters.errors import ConversionError
 from converters.graph_passes import IMAGES
+from converters.layers import WEIGHTED, decode_nodes
+from converters.quantizer_passes import with_signed_activations, with_unsigned_activations
 from runtime.errors import MissingPackageError
 
-_DETECTION_OUTPUTS = ("boxes", "scores", "classes")
+Family = Literal["cpu", "tensorrt"]
 
 
-def qdq_from_onnx(model: onnx.ModelProto, batches: Iterable[NDArray[np.uint8]], count: int) -> onnx.ModelProto:
-    """Quantises a deployed graph: per-tensor unsigned activations, per-channel signed weights (for CPUs).
+def qdq_from_onnx(
+    model: onnx.ModelProto, batches: Iterable[NDArray[np.uint8]], count: int, family: Family, *, seven_bit_weights: bool = False
+) -> onnx.ModelProto:
+    """Quantises a deployed graph: per-tensor activations, per-channel symmetric weights.
 
     The arithmetic that turns the head's convolutions into boxes stays in float: one INT8 scale over pixels (0 to 640)
     and probabilities (0 to 1) rounds every score to zero.
@@ -37,83 +42,59 @@ def qdq_from_onnx(model: onnx.ModelProto, batches: Iterable[NDArray[np.uint8]], 
         model: the FP32 graph, left as it is.
         batches: calibration input, uint8 (b, h, w, 3); iterated more than once.
         count: how many batches to use.
+        family: of engines.
+        seven_bit_weights: NNCF's overflow fix in all layers and not only in the first: for CPUs without VNNI, whose
+            8-bit products can overflow their 16-bit sums.
 
     Raises:
         MissingPackageError: nncf is not installed.
         ConversionError: NNCF refuses the graph.
     """
-    nncf = _import_nncf()
+    nncf = import_nncf()
     try:
         with contextlib.redirect_stdout(sys.stderr):  # its progress bars; stdout is for results
             quantized = nncf.quantize(
                 model,
                 nncf.Dataset(batches, lambda images: {IMAGES: images}),
-                preset=nncf.QuantizationPreset.MIXED,
+                preset=nncf.QuantizationPreset.MIXED if family == "cpu" else nncf.QuantizationPreset.PERFORMANCE,
                 target_device=nncf.TargetDevice.CPU,
                 subset_size=count,
-                ignored_scope=nncf.IgnoredScope(names=decode_nodes(model)),
+                ignored_scope=nncf.IgnoredScope(names=[*decode_nodes(model), *_float_for(family, model)]),
+                advanced_parameters=_parameters(nncf, family, seven_bit_weights=seven_bit_weights),
             )
     except (nncf.errors.InternalError, nncf.errors.ValidationError, nncf.errors.UnsupportedModelError, RuntimeError) as error:
         raise ConversionError(f"NNCF cannot quantise this graph: {str(error).splitlines()[0]}; deploy FP32 instead") from error
-    return with_unsigned_activations(quantized)
+    return with_unsigned_activations(quantized) if family == "cpu" else with_signed_activations(quantized)
 
 
-def with_unsigned_activations(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Rewrites int8 activations as uint8 with the zero-point moved by 128: the same real numbers, other bytes.
+def _float_for(family: Family, model: onnx.ModelProto) -> list[str]:
+    """What INT8 only harms.
 
-    Weights, which are stored quantised and have no QuantizeLinear, stay int8.
+    Attention's products and softmax: in INT8 they are slower under OpenVINO (×1.05 to 1.08 of the whole of yolo11n, measured
+    ad hoc) and less exact. For TensorRT also the first convolution: symmetric INT8 would halve the resolution of the image,
+    which is never negative, and three channels gain nothing from INT8 kernels.
     """
-    rewritten = onnx.ModelProto()
-    rewritten.CopyFrom(model)
-    constants = {item.name: item for item in rewritten.graph.initializer}
-    pairs = [
-        node
-        for node in rewritten.graph.node
-        if node.op_type in ("QuantizeLinear", "DequantizeLinear") and node.input[0] not in constants
-    ]
-    for name in {node.input[2] for node in pairs}:
-        zero_point = numpy_helper.to_array(constants[name])
-        if zero_point.dtype == np.int8:
-            moved = (zero_point.astype(np.int16) + 128).astype(np.uint8)
-            constants[name].CopyFrom(numpy_helper.from_array(moved, name))
-    quantized = {node.output[0] for node in pairs if node.op_type == "QuantizeLinear"}
-    for info in rewritten.graph.value_info:
-        if info.name in quantized:
-            info.type.tensor_type.elem_type = onnx.TensorProto.UINT8
-    onnx.checker.check_model(rewritten)
-    return rewritten
+    attention = [node.name for node in model.graph.node if node.op_type in ("MatMul", "Softmax")]
+    stem = [node.name for node in model.graph.node if node.op_type in WEIGHTED][:1]
+    return attention + (stem if family == "tensorrt" else [])
 
 
-def decode_nodes(model: onnx.ModelProto) -> list[str]:
-    """Names of the nodes between the head's last convolutions and the outputs, and of all nodes that our passes added.
+def _parameters(nncf: Any, family: Family, *, seven_bit_weights: bool) -> Any:
+    if family == "cpu":
+        fix = nncf.OverflowFix.ENABLE if seven_bit_weights else nncf.OverflowFix.FIRST_LAYER
+        return nncf.AdvancedQuantizationParameters(overflow_fix=fix)
+    per_tensor = nncf.quantization.advanced_parameters.QuantizationParameters(per_channel=False)  # TensorRT's rule
+    return nncf.AdvancedQuantizationParameters(
+        overflow_fix=nncf.OverflowFix.DISABLE, activations_quantization_params=per_tensor
+    )
 
-    Walks back from the detection outputs and stops at convolutions, except the one-channel one that the distribution
-    focal loss decodes with.
+
+def import_nncf() -> Any:
+    """NNCF, quiet and without its telemetry.
+
+    Raises:
+        MissingPackageError: it is not installed.
     """
-    producer = {output: node for node in model.graph.node for output in node.output}
-    weights = {item.name: item for item in model.graph.initializer}
-    found = {node.name for node in model.graph.node if node.name.startswith("edgeloop/")}
-    open_names = [name for name in _DETECTION_OUTPUTS if name in producer]
-    seen: set[str] = set()
-    while open_names:
-        node = producer.get(open_names.pop())
-        if node is None or node.name in seen or (node.op_type == "Conv" and not _decodes_distances(node, weights)):
-            continue
-        seen.add(node.name)
-        open_names.extend(node.input)
-    return sorted(found | seen)
-
-
-def _decodes_distances(node: onnx.NodeProto, weights: dict[str, onnx.TensorProto]) -> bool:
-    """Whether a Conv is the DFL's: weights 0, 1, 2 … of shape (1, bins, 1, 1)."""
-    weight = weights.get(node.input[1])
-    if weight is None or weight.dims[0] != 1:
-        return False
-    values = numpy_helper.to_array(weight).reshape(-1)
-    return bool(np.array_equal(values, np.arange(len(values))))
-
-
-def _import_nncf() -> Any:
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # "No CUDA runtime is found" on every CPU
     # NNCF otherwise sends usage data to Google Analytics and may ask for consent on the terminal.
     os.environ.setdefault("NNCF_CI", "1")
@@ -122,5 +103,4 @@ def _import_nncf() -> Any:
     except ImportError as error:
         raise MissingPackageError("nncf", "convert") from error
     logging.getLogger("nncf").setLevel(logging.ERROR)
-
     return nncf

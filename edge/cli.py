@@ -96,7 +96,7 @@ def split(
     seed: Seed = 0,
 ) -> None:
     """Splits a labelled folder by boards, photos or scenes, and writes a data.yaml."""
-    from edge.data import load_dataset, split_dataset
+    from calibration.labels import load_dataset, split_dataset
 
     written = split_dataset(folder, out, group, labels, val, seed)
     dataset = load_dataset(written)
@@ -164,7 +164,7 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Accuracy of a bundle, as deployed, on held-out labels."""
-    from edge.data import load_dataset
+    from calibration.labels import load_dataset
     from edge.refresh.gate import bundle_accuracy
 
     found = bundle_accuracy(bundle, load_dataset(data), engine, precision)
@@ -235,10 +235,10 @@ def pool_add(
     ] = 2147.483648,
 ) -> None:
     """Adds a folder of images; JPEG files keep their bytes."""
-    from edge.progress import Progress
     from runtime.images import list_images
     from runtime.pool import Pool
     from runtime.pool_import import add_image_file
+    from runtime.progress import Progress
 
     paths = list_images(images)
     now, added = time.time(), 0

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-import sys
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+from runtime.device import CPU_FLAGS, Device, package_version, proc_field
 
 # distribution, extra, what for; cuda and tensorrt come with the device on Jetson
 _PACKAGES = (
@@ -23,17 +23,8 @@ _PACKAGES = (
     ("torch", "train", "training and export"),
     ("ultralytics", "train", "YOLO architectures (AGPL-3.0)"),
     ("lightly", "train", "self-supervised losses"),
-    ("faster-coco-eval", "train", "mAP"),
+    ("faster-coco-eval", "convert", "mAP"),
 )
-_CPU_FLAGS = {
-    "avx2": "AVX2",
-    "avx512f": "AVX-512",
-    "avx512_vnni": "VNNI (512)",
-    "avx_vnni": "VNNI",
-    "amx_int8": "AMX INT8",
-    "asimd": "NEON",
-    "asimddp": "dot product",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,24 +50,26 @@ def examine() -> list[Finding]:
 def machine_facts() -> dict[str, str]:
     """What every measured figure is told with: processor, cores, memory, and the versions that matter."""
     findings = {finding.what: finding.detail for finding in _machine()}
-    versions = {name: found for name, *_ in _PACKAGES if (found := _version(name))}
+    versions = {name: found for name, *_ in _PACKAGES if (found := package_version(name))}
     return {**findings, **versions}
 
 
 def _machine() -> list[Finding]:
-    flags = set(_field("/proc/cpuinfo", ("flags", "Features")).split())
-    found = [label for flag, label in _CPU_FLAGS.items() if flag in flags]
-    int8 = any(flag in flags for flag in ("avx512_vnni", "avx_vnni", "amx_int8", "asimddp"))
-    memory_kb = int((_field("/proc/meminfo", ("MemTotal",)) or "0 kB").split()[0])
+    device = Device.current()
+    found = [CPU_FLAGS[flag] for flag in device.isa]
+    int8 = any(flag in device.isa for flag in ("avx512_vnni", "avx_vnni", "amx_int8", "asimddp"))
+    memory_kb = int((proc_field("/proc/meminfo", ("MemTotal",)) or "0 kB").split()[0])
     return [
         Finding(
-            "python", "info", f"{platform.python_version()} on {platform.machine()}, {platform.system()} {platform.release()}"
+            "python",
+            "info",
+            f"{platform.python_version()} on {platform.machine()}, {platform.system()} {platform.release()}",
         ),
-        Finding("edgeloop", "info", _version("edgeloop") or "not installed, run from a source folder"),
+        Finding("edgeloop", "info", package_version("edgeloop") or "not installed, run from a source folder"),
         Finding(
             "cpu",
             "info",
-            f"{_field('/proc/cpuinfo', ('model name', 'Model')) or 'unknown'}, {len(os.sched_getaffinity(0))} cores usable",
+            f"{device.cpu}, {len(os.sched_getaffinity(0))} cores usable",
         ),
         Finding("cpu features", "info", ", ".join(found) or "none known"),
         Finding(
@@ -99,7 +92,7 @@ def _gpu() -> list[Finding]:
 
 
 def _package(name: str, extra: str, purpose: str) -> Finding:
-    found = _version(name)
+    found = package_version(name)
     if found:
         return Finding(name, "ok", f"{found} ({purpose})")
     remedy = f"pip install 'edgeloop[{extra}]'" if extra else "pip install edgeloop"
@@ -112,21 +105,3 @@ def _cameras() -> list[Finding]:
     if shutil.which("systemctl") is None:
         found.append(Finding("systemd", "missing", "run `edge run` under another supervisor; deploy/ has a Dockerfile"))
     return found
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
-
-
-def _field(path: str, names: tuple[str, ...]) -> str:
-    """The value of the first `name: value` line of a /proc file; empty when there is none."""
-    if not sys.platform.startswith("linux"):
-        return ""
-    for line in Path(path).read_text(encoding="utf-8", errors="replace").splitlines():
-        key, _, value = line.partition(":")
-        if key.strip() in names:
-            return value.strip()
-    return ""

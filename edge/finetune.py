@@ -9,18 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from calibration.accuracy import Accuracy, evaluate
+from calibration.labels import Dataset, load_dataset
+from converters.checkpoint import HELD_OUT, Checkpoint, load_checkpoint, save_checkpoint
 from converters.errors import CheckpointError
-from converters.onnx_from_torch import HELD_OUT, Checkpoint, load_checkpoint, save_checkpoint
-from edge.data import Dataset, load_dataset
 from edge.errors import TrainingError
-from edge.evaluate import Accuracy, evaluate
 from edge.pool_light import PoolLight
-from edge.progress import Progress
 from edge.torch_detector import torch_detector
 from edge.training import Budget, Run, adamw, check_run_folder, train_epoch, with_training
 from edge.yolo import BatchSpec, WeightAverage, build_detector, family_of, inject, training_loader, weight_average
 from runtime.files import sha256_of_file
 from runtime.preprocess import STRIDE, Preprocess
+from runtime.progress import Progress
 
 if TYPE_CHECKING:
     import torch

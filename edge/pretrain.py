@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from converters.onnx_from_torch import Checkpoint, load_checkpoint, save_checkpoint
+from converters.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from edge.methods.simclr import TwoViews, build_simclr
-from edge.progress import Progress
 from edge.snapshot import Snapshot
 from edge.training import Budget, Run, adamw, check_run_folder, train_epoch, with_training
 from edge.yolo import backbone_keys, build_backbone, build_detector, inject
 from runtime.files import sha256_of_file
+from runtime.progress import Progress
 
 if TYPE_CHECKING:
     import torch

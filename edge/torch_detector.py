@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from converters.onnx_from_torch import TOP_K
-from edge.evaluate import EVALUATION_CONFIDENCE, Detect
+from calibration.accuracy import EVALUATION_CONFIDENCE, Detect
+from converters.graph_passes import TOP_K
 from runtime.detections import Detections
 from runtime.postprocess import Outputs, Thresholds, detections_from_outputs
 from runtime.preprocess import Preprocess

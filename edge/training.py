@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from converters.onnx_from_torch import Checkpoint, load_checkpoint, save_checkpoint
+from converters.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from edge.errors import TrainingError
-from edge.progress import Progress
 from runtime.errors import MissingPackageError
+from runtime.progress import Progress
 
 if TYPE_CHECKING:
     import torch

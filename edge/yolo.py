@@ -1,6 +1,6 @@
 """What edgeloop knows of YOLO: which layers are the backbone, how its weights move, how labelled batches are made.
 
-The only file of `edge` that imports ultralytics; building and reading models is in `converters.onnx_from_torch`.
+The only file of `edge` that imports ultralytics; building and reading models is in `converters.checkpoint`.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from calibration.labels import LabeledImage
+from converters.checkpoint import Checkpoint, build_model, import_ultralytics
 from converters.errors import CheckpointError
-from converters.onnx_from_torch import Checkpoint, build_model, import_ultralytics
-from edge.data import LabeledImage
 from runtime.images import read_image
 
 if TYPE_CHECKING:

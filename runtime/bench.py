@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 
-from runtime.backends import ENGINES, open_installed, warm
+from runtime.backends import ENGINES, SETTLE_S, open_installed, warm
 from runtime.bundle import Bundle
 from runtime.errors import BackendError
 from runtime.metrics import Percentiles, percentiles
@@ -20,7 +20,7 @@ def bench(bundle: Bundle, runs: int, threads: int = 0) -> dict[tuple[str, str], 
     Raises:
         BackendError: no engine is left.
     """
-    backends = open_installed({row.precision: bundle.model_path(row.precision) for row in bundle.manifest.variants}, threads)
+    backends = open_installed(bundle, threads)
     if not backends:
         raise BackendError(
             f"no engine of {', '.join(ENGINES)} can run {bundle.path}; install one with: pip install 'edgeloop[cpu]'"
@@ -32,6 +32,7 @@ def bench(bundle: Bundle, runs: int, threads: int = 0) -> dict[tuple[str, str], 
     times: dict[tuple[str, str], list[float]] = {key: [] for key in backends}
     for _ in range(runs):
         for key, backend in backends.items():
+            time.sleep(SETTLE_S)
             start = time.perf_counter()
             backend.infer(canvas)
             times[key].append(time.perf_counter() - start)

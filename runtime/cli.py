@@ -6,8 +6,10 @@ import logging
 import signal
 import sys
 from types import FrameType
+from typing import Any  # typer brings its own copy of click, whose Context has no public name
 
 import typer
+from typer.core import TyperGroup
 
 from runtime.errors import EdgeloopError
 
@@ -19,10 +21,18 @@ class Program:
         app: where commands are added.
     """
 
-    def __init__(self, name: str, purpose: str) -> None:
+    def __init__(self, name: str, purpose: str, default: str | None = None) -> None:
+        """`default` is the command that is meant when the first word names none."""
+
+        class Group(TyperGroup):
+            def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+                if default and args and args[0] not in self.commands and args[0] not in ("--help", "-h"):
+                    args = [default, *args]
+                return super().parse_args(ctx, args)
+
         self.name = name
         self.app = typer.Typer(
-            name=name, help=purpose, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
+            name=name, help=purpose, cls=Group, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
         )
 
     def run(self) -> None:

@@ -72,6 +72,7 @@ class ModelConfig(_Strict):
     """Which bundle, and how it is run. `auto` takes what the bundle measured as best."""
 
     bundle: str
+    trust_key: str | None = None  # a public key; bundles that its owner did not sign are refused
     engine: Literal["auto", "onnxruntime", "openvino"] = "auto"
     precision: Literal["auto", "fp32", "int8"] = "auto"
     threads: int = Field(default=0, ge=0, le=256)  # 0: as many as this process may use

@@ -4,6 +4,8 @@ EdgeloopError            anything the kit refuses; command lines print it and ex
 ├── ConfigError          edge.yaml: unknown keys, wrong values
 ├── SourceError          a camera, video or folder that gives no frames
 ├── BundleError          a bundle that is missing, altered, or of another schema version
+│   └── SignatureError   a bundle that is unsigned or signed by someone else, a key that is no key
+├── CacheError           an engine cache that cannot be written or belongs to someone else
 ├── PoolError            a pool that is empty, damaged, full or unwritable
 ├── SinkError            a place for results that cannot be written
 ├── BackendError         an engine that is missing or refuses the graph
@@ -29,6 +31,14 @@ class SourceError(EdgeloopError):
 
 class BundleError(EdgeloopError):
     """A bundle cannot be trusted or understood."""
+
+
+class SignatureError(BundleError):
+    """A bundle's signature is missing or wrong, or the key to sign or check it with cannot be used."""
+
+
+class CacheError(EdgeloopError):
+    """The cache of engines cannot be used."""
 
 
 class PoolError(EdgeloopError):

@@ -16,15 +16,18 @@ def sha256_of_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def write_atomically(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: bytes, mode: int = 0o666) -> None:
     """Writes `data` so that `path` holds the old bytes or the new ones, whatever is killed when.
+
+    `mode` is narrowed by the process's umask; 0o600 keeps the file to its user from its first byte on.
 
     Raises:
         OSError: the folder is missing, unwritable or full; `path` is then unchanged.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with partial.open("wb") as file:
+        partial.unlink(missing_ok=True)  # of a process with the same id that was killed
+        with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

@@ -225,10 +225,14 @@ class Pool:
         self._used_bytes += len(data)
         return entry
 
-    def entries(self, until_s: float | None = None) -> list[PoolEntry]:
-        """All rows captured up to the Unix time `until_s` (None: all), oldest first."""
+    def entries(self, until_s: float | None = None, *, with_embeddings: bool = True) -> list[PoolEntry]:
+        """All rows captured up to the Unix time `until_s` (None: all), oldest first.
+
+        Embeddings are the most of a row: a large pool is listed in a tenth of the memory without them.
+        """
         limit = float("inf") if until_s is None else until_s
-        query = f"SELECT {_COLUMNS} FROM frame WHERE captured_wall_s <= ? ORDER BY captured_wall_s, sha256"
+        columns = _COLUMNS if with_embeddings else _COLUMNS.replace("embedding", "NULL")
+        query = f"SELECT {columns} FROM frame WHERE captured_wall_s <= ? ORDER BY captured_wall_s, sha256"
         with _as_pool_error(self.path):
             rows = self._db.execute(query, (limit,)).fetchall()
         return [_entry_from_row(row) for row in rows]

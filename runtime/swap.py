@@ -10,13 +10,18 @@ from runtime.bundle import Bundle
 from runtime.config import ModelConfig
 from runtime.errors import EdgeloopError
 from runtime.pipeline import Pipeline
+from runtime.signature import verify_bundle
 
 log = logging.getLogger(__name__)
 
 
 def load_pipeline(config: ModelConfig) -> Pipeline:
-    """Opens, verifies, loads and warms the configured bundle. Raises like `Bundle.open` and `open_backend`."""
-    return Pipeline.load(Bundle.open(config.bundle), config.engine, config.precision, config.threads, config.confidence)
+    """Opens, verifies, loads and warms the configured bundle; no engine sees one that the trust key did not sign.
+
+    Raises like `Bundle.open`, `verify_bundle` and `open_backend`.
+    """
+    bundle = verify_bundle(config.bundle, config.trust_key) if config.trust_key else Bundle.open(config.bundle)
+    return Pipeline.load(bundle, config.engine, config.precision, config.threads, config.confidence)
 
 
 class BundleWatcher:

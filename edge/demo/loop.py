@@ -12,21 +12,22 @@ from typing import Any
 
 import numpy as np
 
-from converters.convert import ConvertRequest, release, to_stderr
-from edge.data import load_dataset
+from calibration.accuracy import f1_at
+from calibration.errors import DataError
+from calibration.labels import load_dataset
+from converters.convert import release, to_stderr
+from converters.request import ConvertRequest
 from edge.demo.camera import LiveDaemon, Record
 from edge.demo.report import Story, summary_table, write_report
 from edge.demo.scene import POOL_FRAMES, FolderScene, Scene, SimulatedScene
 from edge.doctor import machine_facts
-from edge.errors import DataError
-from edge.evaluate import f1_at
 from edge.finetune import Finetuned, FinetuneRequest, finetune
 from edge.pretrain import PretrainRequest, pretrain
-from edge.progress import Progress
 from edge.refresh.steps import RefreshRequest, refresh
 from runtime.bundle import CURRENT, Bundle
 from runtime.detections import Detections
 from runtime.pool import Pool, Seen
+from runtime.progress import Progress
 
 MODEL = "yolo11n"
 _PRETRAIN_EPOCHS, _TUNE_IMAGES, _REFRESH_PRETRAIN_EPOCHS, _REFRESH_TUNE_SHARE = 6, 2240, 2, 0.8

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,18 +12,13 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from converters.html_page import figure, page, picture, svg_of, table
 from edge.finetune import Finetuned
 from edge.refresh.gate import Verdict
 from runtime.bundle import Bundle
 from runtime.detections import Detections
 from runtime.draw import annotated
 from runtime.files import write_atomically
-
-_STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:60rem;padding:0 1rem;color:#1b1f24;background:#fff}
-table{border-collapse:collapse;margin:.5rem 0 1.5rem}td,th{padding:.25rem .8rem;border-bottom:1px solid #d8dee4;text-align:right}
-td:first-child,th:first-child{text-align:left}figure{margin:0 0 1.5rem}figcaption{color:#57606a}img,svg{max-width:100%;height:auto}
-"""
 
 
 @dataclass(frozen=True)
@@ -99,44 +92,35 @@ def summary_table(story: Story) -> str:
 
 def write_report(path: Path, story: Story) -> Path:
     """Writes the report; returns its path."""
-    rows = "".join(f"<tr><td>{html.escape(name)}</td><td>{html.escape(value)}</td></tr>" for name, value in summary_rows(story))
     pictures = "".join(
-        _figure(_picture(*picture[1:], story.names), f"{picture[0]}: ground truth left, detections right")
-        for picture in story.pictures
+        figure(_sides(image, truth, found, story.names), f"{caption}: ground truth left, detections right")
+        for caption, image, truth, found in story.pictures
     )
     body = (
-        f"<h1>{html.escape(story.title)}</h1><table>{rows}</table>"
+        f"<h1>{html.escape(story.title)}</h1>{table(summary_rows(story))}"
         f"<h2>What the daemon saw</h2>{pictures}"
         f"<h2>Learning curves</h2>{_curves(story)}"
         f"<h2>Inference time of every live frame</h2>{_histogram(story.infer_ms)}"
     )
-    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>Edgeloop: {html.escape(story.title)}</title>'
-    write_atomically(
-        path, f'<!doctype html><html lang="en"><head>{head}<style>{_STYLE}</style></head><body>{body}</body></html>'.encode()
-    )
+    write_atomically(path, page(story.title, body).encode())
     return path
 
 
-def _picture(image: NDArray[np.uint8], truth: Detections, found: Detections, names: Sequence[str]) -> str:
+def _sides(image: NDArray[np.uint8], truth: Detections, found: Detections, names: Sequence[str]) -> str:
     factor = max(1, 448 // max(image.shape[:2]))
     large = np.asarray(cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_NEAREST), np.uint8)
     sides = [
         annotated(large, Detections(side.xyxy * np.float32(factor), side.confidence, side.class_id), names)
         for side in (truth, found)
     ]
-    _, data = cv2.imencode(".jpg", np.hstack(sides), [cv2.IMWRITE_JPEG_QUALITY, 88])
-    return f'<img alt="ground truth and detections" src="data:image/jpeg;base64,{base64.b64encode(data.tobytes()).decode()}">'
-
-
-def _figure(content: str, caption: str) -> str:
-    return f"<figure>{content}<figcaption>{html.escape(caption)}</figcaption></figure>"
+    return picture(np.hstack(sides), "ground truth and detections")
 
 
 def _curves(story: Story) -> str:
-    from matplotlib.figure import Figure  # comes with ultralytics; only the report draws
+    from matplotlib.figure import Figure  # only the report draws
 
-    figure = Figure(figsize=(8, 3), layout="constrained")
-    axes = figure.subplots(1, 2)
+    drawn = Figure(figsize=(8, 3), layout="constrained")
+    axes = drawn.subplots(1, 2)
     for arm, tuned in story.arms.items():
         label = "with SSL backbone" if arm == "ssl" else "without"
         points = [(record["epoch"], record["map50_95"]) for record in tuned.curve if "map50_95" in record]
@@ -145,14 +129,14 @@ def _curves(story: Story) -> str:
     axes[0].set(xlabel="epoch", ylabel="mAP50-95, held out", ylim=(0, None))
     axes[1].set(xlabel="epoch", ylabel="training loss")
     axes[0].legend()
-    return _svg(figure)
+    return figure(svg_of(drawn))
 
 
 def _histogram(infer_ms: Sequence[float]) -> str:
     from matplotlib.figure import Figure  # as above
 
-    figure = Figure(figsize=(8, 2.5), layout="constrained")
-    axes = figure.subplots()
+    drawn = Figure(figsize=(8, 2.5), layout="constrained")
+    axes = drawn.subplots()
     axes.hist(infer_ms, bins=60)
     for share in (50, 99):
         value = float(np.percentile(infer_ms, share))
@@ -165,11 +149,4 @@ def _histogram(infer_ms: Sequence[float]) -> str:
             textcoords="offset points",
         )
     axes.set(xlabel="ms, nothing trimmed", ylabel="frames", yscale="log")
-    return _svg(figure)
-
-
-def _svg(figure: Any) -> str:
-    data = io.StringIO()
-    figure.savefig(data, format="svg", metadata={"Date": None})
-    text = data.getvalue()
-    return f"<figure>{text[text.index('<svg') :]}</figure>"
+    return figure(svg_of(drawn))

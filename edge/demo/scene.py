@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.data import LabeledImage, group_of, load_dataset, split_dataset, write_dataset
+from calibration.labels import LabeledImage, group_of, load_dataset, split_dataset, write_dataset
 from runtime.detections import Detections
 from runtime.files import write_atomically
 from runtime.images import list_images, read_image

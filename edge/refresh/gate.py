@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from edge.data import Dataset
-from edge.errors import DataError
-from edge.evaluate import EVALUATION_CONFIDENCE, Accuracy, evaluate
+from calibration.accuracy import EVALUATION_CONFIDENCE, Accuracy, evaluate
+from calibration.errors import DataError
+from calibration.labels import Dataset
 from runtime.bundle import Bundle
 from runtime.pipeline import Pipeline
 

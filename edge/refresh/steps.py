@@ -9,11 +9,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from converters.convert import ConvertRequest, convert_into, to_stderr
-from converters.onnx_from_torch import load_checkpoint
-from edge.data import load_dataset
+from calibration.accuracy import Accuracy
+from calibration.labels import load_dataset
+from converters.checkpoint import load_checkpoint
+from converters.convert import convert_into, to_stderr
+from converters.request import ConvertRequest
 from edge.errors import RefreshError
-from edge.evaluate import Accuracy
 from edge.finetune import FinetuneRequest, data_digest, finetune
 from edge.pretrain import PretrainRequest, pretrain
 from edge.refresh.gate import Verdict, bundle_accuracy, compare

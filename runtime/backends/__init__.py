@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -13,12 +13,17 @@ from numpy.typing import NDArray
 
 from runtime.bundle import Bundle
 from runtime.errors import BackendError, MissingPackageError
+from runtime.manifest import FORM_OF_ENGINE
 from runtime.onnx_file import refuse_external_data
 from runtime.postprocess import Outputs
+from runtime.verdict import preferred_here
 
 log = logging.getLogger(__name__)
 
 AUTO = "auto"
+# ONNX Runtime's threads spin on after a run, which slowed the next engine by two thirds (17 to 30 ms, yolo11n INT8 under
+# OpenVINO on two cores); whoever times engines turn by turn waits that long before each.
+SETTLE_S = 0.03
 
 
 class Backend(Protocol):
@@ -73,26 +78,31 @@ def open_model(engine: str, model: Path, precision: str, threads: int = 0) -> Ba
 
 
 def open_backend(bundle: Bundle, engine: str = AUTO, precision: str = AUTO, threads: int = 0) -> Backend:
-    """Loads a bundle; `auto` takes the engine and precision that the bundle measured as best.
+    """Loads a bundle; `auto` takes the engine and precision that were measured as best on this device.
 
     Raises:
         BackendError, BundleError, MissingPackageError: as above, or the bundle lacks that precision.
     """
-    preferred = bundle.manifest.preferred
-    chosen = preferred.precision if precision == AUTO else precision
-    return open_model(preferred.engine if engine == AUTO else engine, bundle.model_path(chosen), chosen, threads)
+    if engine not in (AUTO, *ENGINES):
+        raise BackendError(f"unknown engine {engine!r}; the engines are {', '.join(ENGINES)}")
+    if AUTO in (engine, precision):
+        preferred = preferred_here(bundle, None if engine == AUTO else engine, None if precision == AUTO else precision)
+        engine, precision = preferred.engine, preferred.precision
+    return open_model(engine, bundle.model_path(precision, FORM_OF_ENGINE[engine]), precision, threads)
 
 
-def open_installed(models: Mapping[str, Path], threads: int = 0) -> dict[tuple[str, str], Backend]:
-    """Every ONNX file (by precision) under every engine of this device, by (precision, engine).
+def open_installed(bundle: Bundle, threads: int = 0) -> dict[tuple[str, str], Backend]:
+    """Every file of a bundle for batch 1 under every engine of this device that it is for, by (precision, engine).
 
     Engines that are not installed are left out, and those that refuse a file, with a warning: they are no candidates here.
     """
     backends: dict[tuple[str, str], Backend] = {}
-    for precision, path in models.items():
+    for variant in bundle.manifest.variants:
         for engine in ENGINES:
+            if variant.batch > 1 or variant.form not in ("any", FORM_OF_ENGINE[engine]):
+                continue
             try:
-                backends[precision, engine] = open_model(engine, path, precision, threads)
+                backends[variant.precision, engine] = open_model(engine, bundle.path / variant.file, variant.precision, threads)
             except MissingPackageError:
                 continue
             except BackendError as error:

@@ -6,10 +6,12 @@ from pathlib import Path
 import onnx
 import pytest
 
-from converters.convert import ConvertRequest, convert, parity_table, release
+from converters.bundle_writer import staging_folder
+from converters.convert import convert, parity_table, release
 from converters.errors import CheckpointError, ConversionError
-from converters.parity import prefer
-from runtime.bundle import Bundle, Parity
+from converters.gate import Bars
+from converters.request import ConvertRequest
+from runtime.bundle import Bundle
 from runtime.errors import EdgeloopError, PoolError
 from tests.conftest import fill_pool
 
@@ -23,8 +25,8 @@ def test_convert__records_what_it_did(bundle: Bundle, pool_dir: Path) -> None:
     }
     reference = next(row for row in manifest.parity if (row.precision, row.engine) == ("fp32", "onnxruntime"))
     assert (reference.f1_against_fp32, reference.mean_iou, reference.class_flips, reference.frames) == (1.0, 1.0, 0, 6)
-    assert set(manifest.lineage) == {"checkpoint_sha256", "seed"}
-    assert set(manifest.files) == {"model.fp32.onnx", "model.int8.onnx"}
+    assert {"checkpoint_sha256", "seed"} <= set(manifest.lineage)
+    assert set(manifest.files) == {"model.fp32.onnx", "model.int8.cpu.onnx", "calibration.json", "report.json", "report.html"}
     assert any("preferred" in line for line in parity_table(manifest))
 
 
@@ -76,32 +78,46 @@ def test_bundle__an_onnx_with_external_data_is_refused(bundle: Bundle, tmp_path:
             open_model(engine, folder / "model.fp32.onnx", "fp32")
 
 
-def parity(precision: str, engine: str, f1: float, shift: float, p50: float, boxes: int = 50) -> Parity:
-    return Parity.model_validate(
-        {
-            "precision": precision, "engine": engine, "frames": 8, "f1_against_fp32": f1, "mean_iou": 1.0, "mean_score_shift": shift,
-            "boxes": boxes, "class_flips": 0, "latency_p50_ms": p50, "latency_p99_ms": p50,
-        }
-    )  # fmt: skip
+def test_convert__the_same_frames_again_and_a_larger_batch(
+    bundle: Bundle, checkpoint: Path, pool_dir: Path, tmp_path: Path
+) -> None:
+    bars = Bars(agreement=0, at_threshold=0, mean_iou=0, score_shift=1, boxes=0)
+    request = ConvertRequest(
+        checkpoint, pool_dir, confidence=0.001, bars=bars, calibration=bundle.path, batch=2, gate_frames=5, pictures=False
+    )
+    again = convert(request, tmp_path / "b", lambda _: None).manifest
+    assert bundle.manifest.calibration is not None
+    assert again.calibration is not None
+    assert again.calibration.frame_sha256 == bundle.manifest.calibration.frame_sha256
+    assert (again.calibration.key, again.calibration.sampler) == (bundle.manifest.calibration.key, "k-center")
+    assert {(row.precision, row.batch) for row in again.variants} == {("fp32", 1), ("int8", 1), ("fp32", 2), ("int8", 2)}
+    rows = {(row.precision, row.engine, row.batch): row for row in again.parity}
+    for engine in ("onnxruntime", "openvino"):
+        one, two = rows["int8", engine, 1], rows["int8", engine, 2]
+        assert (one.frames, two.frames) == (5, 5)
+        assert one.f1_against_fp32 == pytest.approx(two.f1_against_fp32, abs=0.05)
 
 
-@pytest.mark.parametrize(
-    ("int8_f1", "int8_shift", "int8_ms", "expected"),
-    [(0.95, 0.01, 5.0, "int8"), (0.80, 0.01, 5.0, "fp32"), (0.95, -0.05, 5.0, "fp32"), (0.95, 0.01, 15.0, "fp32")],
-)
-def test_prefer__fast_only_if_it_agrees(int8_f1: float, int8_shift: float, int8_ms: float, expected: str) -> None:
-    rows = [parity("fp32", "onnxruntime", 1.0, 0.0, 10.0), parity("int8", "openvino", int8_f1, int8_shift, int8_ms)]
-    chosen = prefer(rows)
-    assert chosen.precision == expected
-    assert ("refused" in chosen.reason) == (int8_f1 < 0.9 or abs(int8_shift) > 0.03)
+def test_convert__a_stale_calibration_is_refused(bundle: Bundle, checkpoint: Path, pool_dir: Path, tmp_path: Path) -> None:
+    request = ConvertRequest(checkpoint, pool_dir, imgsz=96, calibration=bundle.path)
+    with pytest.raises(ConversionError, match="is stale: it was made for another graph, letterbox or scaling"):
+        convert(request, tmp_path / "b", lambda _: None)
+    assert not (tmp_path / "b").exists()
 
 
-def test_prefer__agreement_on_nothing_is_no_proof() -> None:
-    rows = [parity("fp32", "onnxruntime", 1.0, 0.0, 10.0, boxes=0), parity("int8", "openvino", 1.0, 0.0, 5.0, boxes=0)]
-    chosen = prefer(rows)
-    assert chosen.precision == "fp32"
-    assert "only 0 boxes to compare" in chosen.reason
+def test_convert__too_few_frames_to_measure_on_make_no_int8(checkpoint: Path, tmp_path: Path) -> None:
+    fill_pool(tmp_path / "pool", 3)
+    told: list[str] = []
+    made = convert(ConvertRequest(checkpoint, tmp_path / "pool"), tmp_path / "b", told.append)
+    assert [row.precision for row in made.manifest.variants] == ["fp32"]
+    assert any("no INT8: there are too few frames" in line for line in told)
 
 
-def test_prefer__nothing_measured() -> None:
-    assert (prefer([]).precision, prefer([]).engine) == ("fp32", "onnxruntime")
+def test_staging_folder__leftovers_of_killed_conversions_go_and_running_ones_stay(tmp_path: Path) -> None:
+    left = tmp_path / ".other.abc.partial"
+    left.mkdir()
+    with staging_folder(tmp_path / "one") as running:
+        assert not left.exists()
+        with staging_folder(tmp_path / "two"):
+            assert running.is_dir()
+    assert list(tmp_path.iterdir()) == []

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from converters.errors import ConversionError
-from converters.graph_passes import OPSET, with_embedding, with_end_to_end_outputs, with_top_k, with_uint8_bgr_input
+from converters.graph_builder import OPSET
+from converters.graph_passes import with_embedding, with_end_to_end_outputs, with_top_k, with_uint8_bgr_input
 
 
 def model_of(
@@ -52,11 +53,30 @@ def test_with_uint8_bgr_input__same_result_as_float_rgb(swap: bool) -> None:
     assert [node.op_type for node in changed.graph.node[:2]] == ["Cast", "Transpose"]  # TensorRT rejects a uint8 Transpose
 
 
-def test_with_uint8_bgr_input__refuses_what_it_cannot_fold() -> None:
+@pytest.mark.parametrize(("swap", "scale", "kinds"), [(False, 1.0, 2), (True, 1.0, 3), (False, 1 / 255, 3), (True, 1 / 255, 4)])
+def test_with_uint8_bgr_input__nodes_where_there_is_no_convolution_to_fold_into(swap: bool, scale: float, kinds: int) -> None:
     node = helper.make_node("Relu", ["images"], ["features"], "relu")
     model = model_of([node], {"images": [1, 3, 8, 6]}, {"features": [1, 3, 8, 6]})
-    with pytest.raises(ConversionError, match="it feeds Relu"):
-        with_uint8_bgr_input(model, 1 / 255, swap_channels=True)
+    images = np.random.default_rng(1).integers(0, 256, (1, 8, 6, 3), dtype=np.uint8)
+    changed = with_uint8_bgr_input(model, scale, swap_channels=swap)
+    seen = images[..., ::-1] if swap else images
+    np.testing.assert_allclose(
+        run(changed, images=images)["features"], seen.transpose(0, 3, 1, 2) * np.float32(scale), rtol=1e-6
+    )
+    assert len(changed.graph.node) == kinds + 1
+
+
+def test_with_uint8_bgr_input__a_weight_that_others_use_stays() -> None:
+    weight = np.random.default_rng(0).normal(size=(3, 3, 1, 1)).astype(np.float32)
+    nodes = [
+        helper.make_node("Conv", ["images", "weight"], ["once"], "first"),
+        helper.make_node("Conv", ["once", "weight"], ["features"], "second"),
+    ]
+    model = model_of(nodes, {"images": [1, 3, 8, 6]}, {"features": [1, 3, 8, 6]}, weight=weight)
+    images = np.random.default_rng(1).integers(0, 256, (1, 8, 6, 3), dtype=np.uint8)
+    expected = run(model, images=images[..., ::-1].transpose(0, 3, 1, 2).astype(np.float32) / 255)["features"]
+    found = run(with_uint8_bgr_input(model, 1 / 255, swap_channels=True), images=images)["features"]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def identity_model(shape: list[int]) -> onnx.ModelProto:

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge.data import load_dataset
+from calibration.errors import DataError
+from calibration.labels import load_dataset
 from edge.demo.camera import LiveDaemon
 from edge.demo.loop import DemoRequest, demo
 from edge.demo.scene import FolderScene, SimulatedScene
-from edge.errors import DataError, TrainingError
+from edge.errors import TrainingError
 from runtime.bundle import Bundle
 from runtime.images import list_images
 from runtime.pool import Pool

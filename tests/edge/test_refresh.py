@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from converters.convert import ConvertRequest, release
+from calibration.accuracy import Accuracy
+from converters.convert import release
+from converters.request import ConvertRequest
 from edge.demo.scene import SimulatedScene
 from edge.errors import RefreshError
-from edge.evaluate import Accuracy
 from edge.finetune import FinetuneRequest, finetune
 from edge.pretrain import PretrainRequest, pretrain
 from edge.refresh.gate import Verdict, compare

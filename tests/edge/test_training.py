@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from calibration.labels import Dataset, load_dataset
+from converters.checkpoint import load_checkpoint
 from converters.errors import CheckpointError
-from converters.onnx_from_torch import load_checkpoint
-from edge.data import Dataset, load_dataset
 from edge.demo.scene import SimulatedScene
 from edge.errors import TrainingError
 from edge.finetune import FinetuneRequest, finetune
@@ -172,7 +172,7 @@ def test_finetune__nothing_to_train_on(data: Path, tmp_path: Path) -> None:
     copied.write_text(data.read_text())
     (tmp_path / "train.txt").write_text("")
     (tmp_path / "val.txt").write_text((data.parent / "val.txt").read_text())
-    from edge.errors import DataError
+    from calibration.errors import DataError
 
     with pytest.raises(DataError, match="`train` names no image"):
         finetune(finetune_request(copied, tmp_path / "run"))

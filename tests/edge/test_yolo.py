@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from converters.architecture import MODEL_NAMES
+from converters.checkpoint import Checkpoint, build_model
 from converters.errors import CheckpointError
-from converters.onnx_from_torch import MODEL_NAMES, Checkpoint, build_model
 from edge.yolo import FAMILIES, backbone_keys, build_backbone, build_detector, family_of, inject
 
 
@@ -74,7 +75,7 @@ def test_family_of__unknown() -> None:
 
 
 def test_save_checkpoint__loads_as_plain_tensors(tmp_path: Path) -> None:
-    from converters.onnx_from_torch import load_checkpoint, save_checkpoint
+    from converters.checkpoint import load_checkpoint, save_checkpoint
 
     save_checkpoint(tmp_path / "b.pt", backbone_of("yolo11n", 1))
     assert load_checkpoint(tmp_path / "b.pt").kind == "backbone"

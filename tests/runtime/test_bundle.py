@@ -36,11 +36,11 @@ def test_open__reads_what_was_written(bundle: Bundle) -> None:
 
 
 def test_open__altered_file(copied: Path) -> None:
-    model = copied / "model.int8.onnx"
+    model = copied / "model.int8.cpu.onnx"
     data = bytearray(model.read_bytes())
     data[len(data) // 2] ^= 1
     model.write_bytes(data)
-    with pytest.raises(BundleError, match=r"model\.int8\.onnx was altered"):
+    with pytest.raises(BundleError, match=r"model\.int8\.cpu\.onnx was altered"):
         Bundle.open(copied)
 
 
@@ -58,7 +58,7 @@ def test_open__no_bundle(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda m: m.update(schema_version=2), "schema version 2, but this edgeloop reads up to 1"),
+        (lambda m: m.update(schema_version=3), "schema version 3, but this edgeloop reads up to 2"),
         (lambda m: m.update(schema_version="x"), "schema_version"),
         (lambda m: m.update(surprise=1), "surprise"),
         (lambda m: m["files"].update({"../../etc/passwd": "0" * 64}), "leaves the bundle"),
@@ -93,7 +93,7 @@ def test_open__fuzzed_manifest_gives_a_sentence(tmp_path_factory: pytest.TempPat
 
 
 def test_model_path__unknown_precision(bundle: Bundle) -> None:
-    with pytest.raises(BundleError, match="no fp16 model; it has fp32, int8"):
+    with pytest.raises(BundleError, match="no fp16 model for any, batch 1; it has fp32 for any, batch 1, int8 for cpu"):
         bundle.model_path("fp16")
 
 

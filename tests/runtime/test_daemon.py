@@ -17,8 +17,9 @@ import yaml
 from runtime.bundle import Bundle, publish
 from runtime.config import EdgeConfig
 from runtime.daemon import Daemon
-from runtime.errors import EdgeloopError, PoolError, SinkError, SourceError
+from runtime.errors import BundleError, EdgeloopError, PoolError, SignatureError, SinkError, SourceError
 from runtime.pool import Pool
+from runtime.signature import sign_bundle
 from tests.conftest import ROOT, write_images
 
 
@@ -138,7 +139,7 @@ def test_run__takes_over_a_release_without_losing_a_frame(bundle: Bundle, tmp_pa
     second = changed_bundle(bundle, bundles / "second", "2")
     broken = changed_bundle(bundle, bundles / "broken", "3")
     other = changed_bundle(bundle, bundles / "other", "4", ["x"] * len(bundle.manifest.classes))
-    (broken.path / "model.int8.onnx").write_bytes(b"damaged")
+    (broken.path / "model.int8.cpu.onnx").write_bytes(b"damaged")
     wait(lambda: (tmp_path / "results.jsonl").exists() and len(lines(tmp_path)) > 5)
     for refused in (broken, other):  # neither may disturb the running model
         publish(bundles, refused)
@@ -153,6 +154,53 @@ def test_run__takes_over_a_release_without_losing_a_frame(bundle: Bundle, tmp_pa
     assert {record["bundle"] for record in records} == {first.digest[:16], second.digest[:16]}
     counts = result[0]["cameras"]["line"]
     assert counts["read"] == counts["processed"] + sum(counts["dropped"].values())
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> tuple[Path, Path]:
+    pytest.importorskip("cryptography", reason="pip install 'edgeloop[sign]'")
+    from tests.runtime.test_signature import write_keys
+
+    return write_keys(tmp_path, "release")
+
+
+def test_run__a_trust_key_lets_only_signed_bundles_in(bundle: Bundle, tmp_path: Path, keys: tuple[Path, Path]) -> None:
+    copied = Path(shutil.copytree(bundle.path, tmp_path / "bundle"))
+    content = config(
+        bundle, tmp_path, model={"bundle": str(copied), "threads": 1, "trust_key": str(keys[1]), "engine": "onnxruntime"}
+    )
+    with pytest.raises(SignatureError, match="is not signed"):
+        run(content)
+    sign_bundle(copied, keys[0])
+    assert run(content)["bundle"] == bundle.digest[:16]
+    (copied / "model.fp32.onnx").write_bytes(b"no ONNX at all")  # an engine would say so itself
+    with pytest.raises(BundleError, match="was altered"):
+        run(content)
+
+
+def test_run__an_unsigned_release_leaves_the_signed_one_running(
+    bundle: Bundle, tmp_path: Path, keys: tuple[Path, Path]
+) -> None:
+    bundles = tmp_path / "bundles"
+    first, unsigned, second = (changed_bundle(bundle, bundles / name, name) for name in ("first", "unsigned", "second"))
+    for signed in (first, second):
+        sign_bundle(signed.path, keys[0])
+    publish(bundles, first)
+    cameras = {"line": {"source": {"kind": "simulated", "size_wh": [64, 64]}, "fps": "max"}}
+    model = {"bundle": str(bundles / "current"), "threads": 1, "reload_s": 0.05, "trust_key": str(keys[1])}
+    daemon = Daemon(EdgeConfig.model_validate(config(bundle, tmp_path, cameras=cameras, model=model)))
+    result: list[dict[str, Any]] = []
+    thread = threading.Thread(target=lambda: result.append(daemon.run()))
+    thread.start()
+    wait(lambda: (tmp_path / "results.jsonl").exists() and len(lines(tmp_path)) > 5)
+    publish(bundles, unsigned)
+    wait(lambda: daemon.summary()["bundles_refused"] == 1)
+    publish(bundles, second)
+    wait(lambda: lines(tmp_path)[-1]["bundle"] == second.digest[:16])
+    daemon.stop()
+    thread.join(30)
+    assert result[0]["swaps"] == [second.digest[:16]]
+    assert {record["bundle"] for record in lines(tmp_path)} == {first.digest[:16], second.digest[:16]}
 
 
 def wait(condition: Any, limit_s: float = 30.0) -> None:

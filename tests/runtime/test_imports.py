@@ -23,6 +23,7 @@ def modules_after(program: str) -> set[str]:
         "import runtime",
         "import runtime; [getattr(runtime, name) for name in runtime.__all__]",
         "import runtime.daemon, runtime.bench, runtime.backends.onnxruntime, runtime.backends.openvino",
+        "import runtime.signature, runtime.tensorrt.engine_cache",
         "import edge.cli",
         "import converters.cli",
         "import edge.cli\ntry:\n    edge.cli.program.app(['run', '--help'])\nexcept SystemExit:\n    pass",
@@ -31,6 +32,11 @@ def modules_after(program: str) -> set[str]:
 )
 def test_import__stays_light(program: str) -> None:
     assert modules_after(program).isdisjoint(_HEAVY)
+
+
+def test_import__engines_and_signatures_load_their_packages_on_use() -> None:
+    loaded = modules_after("import runtime.swap, runtime.signature, runtime.tensorrt.engine_cache")
+    assert loaded.isdisjoint({"tensorrt", "tensorrt_rtx", "cryptography"})
 
 
 def test_import__runtime_alone_loads_neither_numpy_nor_opencv() -> None:

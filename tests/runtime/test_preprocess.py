@@ -17,7 +17,7 @@ def test_preprocess__refuses_sizes_off_the_stride(size_wh: tuple[int, int]) -> N
 
 
 def test_letterbox__same_pixels_as_ultralytics() -> None:
-    from converters.onnx_from_torch import import_ultralytics
+    from converters.checkpoint import import_ultralytics
 
     import_ultralytics()
     from ultralytics.data.augment import LetterBox

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from edge.progress import Progress
+from runtime.progress import Progress
 
 
 def test_progress__tells_start_and_end_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,14 +8,15 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.data import LabeledImage
-from edge.errors import DataError
-from runtime.detections import Detections, box_iou
+from calibration.errors import DataError
+from calibration.labels import LabeledImage
+from calibration.matching import match_boxes
+from runtime.detections import Detections
 from runtime.errors import MissingPackageError
 from runtime.images import read_image
 
 EVALUATION_CONFIDENCE = 0.001  # the usual floor for mAP, as in Ultralytics' validator
-_F1_IOU = 0.5
+RECALLS = np.linspace(0, 1, 101)  # where COCO reads precision
 _MAX_DETECTIONS = 300
 
 Detect = Callable[[NDArray[np.uint8]], Detections]
@@ -75,18 +76,28 @@ def accuracy(pairs: Sequence[Pair], names: Sequence[str], confidence: float) -> 
 
 
 def f1_at(pairs: Sequence[Pair], confidence: float) -> tuple[float, float, float]:
-    """Precision, recall and F1 of the boxes above a confidence; greedy one-to-one matching at IoU .50 by falling score."""
+    """Precision, recall and F1 of the boxes above a confidence, see `match_boxes`."""
     hits = found_total = truth_total = 0
     for truth, found in pairs:
         found = found.above(confidence)
         found_total, truth_total = found_total + len(found), truth_total + len(truth)
-        iou = box_iou(found.xyxy, truth.xyxy) * (found.class_id[:, None] == truth.class_id[None, :])
-        for row in np.argsort(-found.confidence, kind="stable"):
-            if len(truth) and iou[row].max() >= _F1_IOU:
-                iou[:, int(iou[row].argmax())] = 0  # each truth is found once
-                hits += 1
+        hits += int((match_boxes(found, truth)[0] >= 0).sum())
     precision, recall = hits / max(found_total, 1), hits / max(truth_total, 1)
     return precision, recall, 2 * precision * recall / max(precision + recall, 1e-12)
+
+
+def precision_at_recalls(pairs: Sequence[Pair]) -> NDArray[np.float64]:
+    """Precision at each of `RECALLS`, at IoU .50, the boxes of all classes pooled: float64 (101,), 0 to 1, falling.
+
+    Interpolated as COCO does: the best precision at that recall or a higher one; 0 beyond the highest recall.
+    """
+    score = np.concatenate([found.confidence for _, found in pairs])
+    hit = np.concatenate([match_boxes(found, truth)[0] >= 0 for truth, found in pairs])
+    hits = np.cumsum(hit[np.argsort(-score, kind="stable")])
+    recall = hits / max(sum(len(truth) for truth, _ in pairs), 1)
+    envelope = np.maximum.accumulate((hits / np.arange(1, len(hits) + 1))[::-1])[::-1]
+    place = np.searchsorted(recall, RECALLS, side="left")
+    return np.asarray(np.append(envelope, 0.0)[place], np.float64)
 
 
 def coco_map(pairs: Sequence[Pair], names: Sequence[str]) -> tuple[float, float]:
@@ -98,7 +109,7 @@ def coco_map(pairs: Sequence[Pair], names: Sequence[str]) -> tuple[float, float]
     try:
         from faster_coco_eval import COCO, COCOeval_faster  # an extra: only where labels are
     except ImportError as error:
-        raise MissingPackageError("faster-coco-eval", "train") from error
+        raise MissingPackageError("faster-coco-eval", "convert") from error
     truths, found = _coco_records(pairs)
     if not truths or not found:
         return 0.0, 0.0

@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edge.errors import DataError
-from edge.evaluate import accuracy, coco_map, f1_at
+from calibration.accuracy import accuracy, coco_map, f1_at, precision_at_recalls
+from calibration.errors import DataError
 from runtime.detections import Detections
 
 Box = tuple[float, float, float, float]
@@ -50,3 +50,17 @@ def test_coco_map__a_shifted_box_passes_some_of_the_ten_thresholds() -> None:
 def test_accuracy__no_images() -> None:
     with pytest.raises(DataError, match="no held-out image"):
         accuracy([], ["a"], 0.25)
+
+
+@pytest.mark.parametrize(
+    ("truth", "found", "expected"),  # precision at recall 0, .5 and 1
+    [
+        (boxes((A, 1, 0), (FAR, 1, 1)), boxes((A, 0.9, 0), (FAR, 0.8, 1)), (1, 1, 1)),
+        (boxes((A, 1, 0), (FAR, 1, 1)), boxes((A, 0.9, 0)), (1, 1, 0)),
+        (boxes((A, 1, 0), (FAR, 1, 1)), boxes((B, 0.9, 1), (A, 0.8, 0), (FAR, 0.7, 1)), (2 / 3, 2 / 3, 2 / 3)),
+        (boxes((A, 1, 0)), boxes(), (0, 0, 0)),
+        (boxes(), boxes((A, 0.9, 0)), (0, 0, 0)),
+    ],
+)
+def test_precision_at_recalls(truth: Detections, found: Detections, expected: tuple[float, float, float]) -> None:
+    np.testing.assert_allclose(precision_at_recalls([(truth, found)])[[0, 50, 100]], expected, atol=1e-9)

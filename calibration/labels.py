@@ -12,12 +12,13 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from edge.errors import DataError
+from calibration.errors import DataError
 from runtime.detections import Detections
 from runtime.files import write_atomically
 from runtime.images import IMAGE_SUFFIXES, list_images
@@ -62,23 +63,38 @@ def load_dataset(data_yaml: Path) -> Dataset:
     Raises:
         DataError: a key, image or label that is missing or wrong; label problems are told with file and line.
     """
+    names, train, val = _read_parts(data_yaml, ("train", "val"))
+    if not train:
+        raise DataError(f"{data_yaml}: `train` names no image; list at least one labelled image")
+    return Dataset(names, train, val)
+
+
+def load_held_out(data_yaml: Path) -> Dataset:
+    """Like `load_dataset`, without the training images: they need not be there.
+
+    Raises:
+        DataError: as above.
+    """
+    names, val = _read_parts(data_yaml, ("val",))
+    return Dataset(names, (), val)
+
+
+def _read_parts(data_yaml: Path, keys: Sequence[str]) -> tuple[Any, ...]:
     content = _read_yaml(data_yaml)
     names = _names(content, data_yaml)
     base = data_yaml.parent / str(content.get("path", "."))
     parts = []
-    for key in ("train", "val"):
+    for key in keys:
         if key not in content:
             raise DataError(f"{data_yaml} has no `{key}`; split the folder first with: edge split {data_yaml.parent} --out DIR")
-        parts.append(read_labels(_image_paths(base, content[key], data_yaml), len(names)))
-    if not parts[0]:
-        raise DataError(f"{data_yaml}: `train` names no image; list at least one labelled image")
-    for key, part in zip(("train", "val"), parts, strict=True):
+        part = read_labels(_image_paths(base, content[key], data_yaml), len(names))
         if part and not any(len(item.class_id) for item in part):
             expected = _label_path(part[0].path)
             raise DataError(
                 f"{data_yaml}: none of the {len(part)} images of `{key}` has a box; their labels are expected like {expected}"
             )
-    return Dataset(names, parts[0], parts[1])
+        parts.append(part)
+    return (names, *parts)
 
 
 def split_dataset(folder: Path, out: Path, pattern: str, labels: int, val_share: float, seed: int) -> Path:

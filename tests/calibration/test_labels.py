@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge.data import load_dataset, read_labels, split_dataset, write_dataset
-from edge.errors import DataError
+from calibration.errors import DataError
+from calibration.labels import load_dataset, read_labels, split_dataset, write_dataset
 from runtime.errors import SourceError
 from tests.conftest import write_images
 

@@ -1,0 +1,145 @@
+"""From an INT8 file that fails the gate to one that holds it, by returning layers to float; or the finding that none does."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import onnx
+
+from converters.gate import Candidate, Gate, Run, judge, run_candidates
+from converters.layers import Layer
+from converters.quantizer_passes import with_float_layers
+from converters.sensitivity import Sensitivity, SensitivityScan
+from runtime.manifest import Form, Parity
+from runtime.metrics import percentiles
+
+MAX_LAYERS = 24  # with more of them in float, the rest of the model is no longer an INT8 model worth its name
+
+Report = Callable[[str], None]
+
+_REFERENCE = Candidate("fp32", "any", "onnxruntime", Path())
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One layer more in float.
+
+    Attributes:
+        layer: its name.
+        gain: see `Sensitivity.gain`.
+        cost_ms: how much slower the file became, medians of one interleaved run.
+        f1_against_fp32, mean_score_shift: of the file with this and all former layers in float.
+        refused: the bar that it still misses; empty when the gate holds.
+    """
+
+    layer: str
+    gain: float
+    cost_ms: float
+    f1_against_fp32: float
+    mean_score_shift: float
+    refused: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fallback:
+    """The outcome.
+
+    Attributes:
+        model: the INT8 graph that holds, with no float layer that it could do without; or the last one tried.
+        float_layers: which layers of it are float.
+        steps: in the order of trying.
+        holds: whether the gate holds.
+        sensitivity: the stretches that were ranked.
+    """
+
+    model: onnx.ModelProto
+    float_layers: tuple[str, ...]
+    steps: tuple[Step, ...]
+    holds: bool
+    sensitivity: tuple[Sensitivity, ...] = field(default=())
+
+
+@dataclass(frozen=True, slots=True)
+class Quantised:
+    """An INT8 graph beside its float graph, the engine that judges it, and the form that it is in."""
+
+    fp32: onnx.ModelProto
+    int8: onnx.ModelProto
+    engine: str
+    form: Form
+
+
+def fall_back(quantised: Quantised, reference: Run, gate: Gate, slowest_ms: float, report: Report) -> Fallback:
+    """Returns layers to float, the most harmful first, until the gate holds.
+
+    Args:
+        quantised: what failed.
+        reference: FP32's run over the gate's frames.
+        gate: the bars and frames.
+        slowest_ms: a file slower than this is not worth having; the search ends there.
+        report: told each step.
+    """
+    scan = SensitivityScan(quantised.fp32, quantised.int8, quantised.engine, gate)
+    ranking = scan.stretches()
+    current = quantised.int8
+    returned: list[Layer] = []
+    steps: list[Step] = []
+    for layer, gain in _most_harmful_first(scan, ranking):
+        if len(returned) == MAX_LAYERS:
+            break
+        if gain <= 0:
+            continue
+        returned.append(layer)
+        tried = with_float_layers(quantised.int8, quantised.fp32, returned)
+        row, cost_ms = measured(tried, current, quantised, reference, gate)
+        steps.append(Step(layer.name, gain, cost_ms, row.f1_against_fp32, row.mean_score_shift, row.refused))
+        report(f"{layer.name} in float: {row.refused or 'the gate holds'}, {cost_ms:+.1f} ms")
+        current = tried
+        if not row.refused or row.latency_p50_ms > slowest_ms:
+            break
+    holds = bool(steps) and not steps[-1].refused
+    if holds:
+        current, returned = _pruned(current, returned, quantised, reference, gate)
+    names = tuple(layer.name for layer in returned)
+    return Fallback(current, names, tuple(steps), holds, tuple(ranking))
+
+
+def _pruned(
+    current: onnx.ModelProto, returned: list[Layer], quantised: Quantised, reference: Run, gate: Gate
+) -> tuple[onnx.ModelProto, list[Layer]]:
+    """Without the layers that turned out not to be needed: those before the last one that closed the gap."""
+    for layer in returned[:-1]:
+        fewer = [other for other in returned if other is not layer]
+        tried = with_float_layers(quantised.int8, quantised.fp32, fewer)
+        row, _ = measured(tried, current, quantised, reference, gate)
+        if not row.refused:
+            current, returned = tried, fewer
+    return current, returned
+
+
+def _most_harmful_first(scan: SensitivityScan, ranking: Sequence[Sensitivity]) -> Iterator[tuple[Layer, float]]:
+    """Layers by falling gain: the stretches by theirs, and inside a stretch each by its own."""
+    by_name = {layer.name: layer for layer in scan.layers}
+    for stretch in sorted(ranking, key=lambda item: -item.gain):
+        alone = [scan.of([by_name[name]]) for name in stretch.layers]
+        for item in sorted(alone, key=lambda item: -item.gain):
+            yield by_name[item.layers[0]], item.gain
+
+
+def measured(
+    tried: onnx.ModelProto, current: onnx.ModelProto, quantised: Quantised, reference: Run, gate: Gate
+) -> tuple[Parity, float]:
+    """The gate's row of `tried`, and what it costs in milliseconds against `current`, interleaved."""
+    with tempfile.TemporaryDirectory(prefix="edgeloop-") as folder:
+        candidates = []
+        for name, model in (("tried", tried), ("current", current)):
+            path = Path(folder) / f"{name}.onnx"
+            path.write_bytes(model.SerializeToString())
+            candidates.append(Candidate("int8", quantised.form, quantised.engine, path))
+        runs = run_candidates(candidates, gate, [])
+    times = [percentiles(runs[candidate].times_s).p50_ms for candidate in candidates]
+    rows = judge({_REFERENCE: reference, candidates[0]: runs[candidates[0]]}, gate, replicates=0)
+    return rows[-1], times[0] - times[1]
