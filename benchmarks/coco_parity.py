@@ -16,9 +16,10 @@ import onnx
 import yaml
 
 from benchmarks.common import DATA, WORK, coco_bundle, write_result
-from converters import onnx_from_torch as exporter
-from edge.data import LabeledImage, read_labels
-from edge.evaluate import EVALUATION_CONFIDENCE, Accuracy, accuracy, evaluate
+from calibration.accuracy import EVALUATION_CONFIDENCE, Accuracy, accuracy, evaluate
+from calibration.labels import LabeledImage, read_labels
+from converters.checkpoint import detector_from_checkpoint, load_checkpoint
+from converters.onnx_from_torch import onnx_from_torch
 from runtime.backends import open_model
 from runtime.bundle import Bundle
 from runtime.detections import Detections
@@ -31,8 +32,8 @@ VAL = DATA / "coco_val2017"
 
 def ultralytics_accuracy(model: str, items: tuple[LabeledImage, ...], names: list[str]) -> Accuracy:
     """Ultralytics' DetectionValidator; its boxes, scored by the evaluator that scores ours."""
-    checkpoint = exporter.load_checkpoint(DATA / "weights" / f"{model}_coco_dequant_state_fp16.pt")
-    detector = exporter.detector_from_checkpoint(checkpoint)
+    checkpoint = load_checkpoint(DATA / "weights" / f"{model}_coco_dequant_state_fp16.pt")
+    detector = detector_from_checkpoint(checkpoint)
     from ultralytics.models.yolo.detect import DetectionValidator
 
     folder = WORK / "ultralytics-val"
@@ -69,11 +70,9 @@ def _detections(rows: list[dict[str, Any]], back: dict[int, int]) -> Detections:
 def accuracy_with_k(model: str, k: int, items: tuple[LabeledImage, ...], names: list[str]) -> Accuracy:
     """The FP32 graph with another k, under ONNX Runtime."""
     bundle = coco_bundle(model)
-    detector = exporter.detector_from_checkpoint(
-        exporter.load_checkpoint(DATA / "weights" / f"{model}_coco_dequant_state_fp16.pt")
-    )
+    detector = detector_from_checkpoint(load_checkpoint(DATA / "weights" / f"{model}_coco_dequant_state_fp16.pt"))
     path = WORK / f"{model}-k{k}.onnx"
-    onnx.save(exporter.onnx_from_torch(detector, bundle.preprocess, top_k=k), path)
+    onnx.save(onnx_from_torch(detector, bundle.preprocess, top_k=k), path)
     backend = open_model("onnxruntime", path, "fp32")
     pipeline = Pipeline(bundle, backend, Thresholds(EVALUATION_CONFIDENCE, 0.7))
     return evaluate(pipeline.detect, items, names, 0.25)

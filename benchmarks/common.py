@@ -11,7 +11,8 @@ from typing import Any
 
 import yaml
 
-from converters.convert import ConvertRequest, convert, to_stderr
+from converters.convert import convert, to_stderr
+from converters.request import ConvertRequest
 from edge.doctor import machine_facts
 from runtime.bundle import Bundle
 from runtime.images import list_images
@@ -33,19 +34,24 @@ def write_result(name: str, figures: dict[str, Any]) -> None:
     print(json.dumps(figures, indent=2))
 
 
+def coco_pool() -> Path:
+    """coco_train2017 as a pool. Made once."""
+    path = WORK / "coco-pool"
+    if not path.exists():
+        with Pool.create(path) as opened:
+            for number, picture in enumerate(list_images(DATA / "coco_train2017" / "images")):
+                add_image_file(opened, picture, "coco_train2017", float(number))
+    return path
+
+
 def coco_bundle(model: str = "yolo11n") -> Bundle:
     """The COCO weights as a bundle: FP32, and INT8 calibrated on coco_train2017. Made once."""
     out = WORK / f"{model}-coco"
     if out.exists():
         return Bundle.open(out)
-    pool = WORK / "coco-pool"
-    if not pool.exists():
-        with Pool.create(pool) as opened:
-            for number, path in enumerate(list_images(DATA / "coco_train2017" / "images")):
-                add_image_file(opened, path, "coco_train2017", float(number))
     out.parent.mkdir(parents=True, exist_ok=True)
     weights = DATA / "weights" / f"{model}_coco_dequant_state_fp16.pt"
-    return convert(ConvertRequest(weights, pool, 640, seed=SEED), out, to_stderr)
+    return convert(ConvertRequest(weights, coco_pool(), 640, seed=SEED), out, to_stderr)
 
 
 def edge_run(folder: Path, config: dict[str, Any]) -> dict[str, Any]:

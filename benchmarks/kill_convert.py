@@ -1,0 +1,112 @@
+"""kill -9 of `edge-convert` a hundred times at random instants: is there ever a bundle that verifies and is wrong?
+
+Half of the conversions are FP32 only, half with INT8. Each is killed at a random point of a whole one's time, measured
+once before. Whatever is visible afterwards must verify, carry its own digest as its name, and be one of the bundles that
+an undisturbed conversion makes: the same files but for the measured times.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.common import SEED, WORK, write_result
+from converters.checkpoint import Checkpoint, save_checkpoint
+from converters.convert import release
+from converters.examine import verify_bundle
+from converters.request import ConvertRequest
+from edge.yolo import build_detector
+from runtime.bundle import CURRENT, Bundle
+from runtime.pool import Pool, Seen
+from runtime.sources.simulated import CLASS_NAMES, Line
+
+KILLS = 100
+SIDE = 64
+STABLE = ("model.fp32.onnx", "model.int8.cpu.onnx", "calibration.json")  # reports hold times
+
+
+def child(request: ConvertRequest, bundles: Path) -> int:
+    """Starts a conversion in a forked process, so that importing torch is not what gets killed."""
+    pid = os.fork()
+    if pid == 0:
+        with Path(os.devnull).open("w") as null:
+            os.dup2(null.fileno(), 2)
+            os.dup2(null.fileno(), 1)
+            torch.set_num_threads(1)
+            release(request, bundles, lambda _: None)
+        os._exit(0)
+    return pid
+
+
+def wrong_bundles(bundles: Path, expected: dict[str, set[str]]) -> list[str]:
+    """Visible bundles that are not what a whole conversion makes."""
+    wrong = []
+    for path in bundles.iterdir():
+        if path.name.startswith(".") or path.name == CURRENT:
+            continue
+        verify_bundle(path, None)
+        bundle = Bundle.open(path)
+        same = all(bundle.manifest.files.get(name) in expected[name] for name in STABLE if name in bundle.manifest.files)
+        if bundle.digest[:16] != path.name or not same:
+            wrong.append(path.name)
+    if (bundles / CURRENT).exists():
+        Bundle.open(bundles / CURRENT)
+    return wrong
+
+
+def main() -> None:
+    folder = WORK / "kill-convert"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    detector = build_detector("yolo11n", CLASS_NAMES, seed=SEED)
+    save_checkpoint(folder / "detector.pt", Checkpoint("yolo11n", CLASS_NAMES, detector.state_dict(), imgsz=SIDE))
+    line = Line(SEED, (96, 96))
+    with Pool.create(folder / "pool") as pool:
+        for index in range(24):
+            pool.add(line.image(index * 5), Seen("line", float(index), "benchmark"))
+    requests = {
+        "FP32": ConvertRequest(folder / "detector.pt"),
+        "INT8": ConvertRequest(folder / "detector.pt", folder / "pool", frames=4, confidence=0.001),
+    }
+    whole_s, expected = {}, {name: set[str]() for name in STABLE}
+    for kind, request in requests.items():
+        start = time.monotonic()
+        os.waitpid(child(request, folder / "whole"), 0)
+        whole_s[kind] = time.monotonic() - start
+    for path in (folder / "whole").iterdir():
+        for name, digest in Bundle.open(path).manifest.files.items():
+            if name in expected:
+                expected[name].add(digest)
+    rng, finished, wrong = np.random.default_rng(SEED), 0, []
+    for index in range(KILLS):
+        kind = tuple(requests)[index % 2]
+        pid = child(requests[kind], folder / "bundles")
+        time.sleep(float(rng.uniform(0, whole_s[kind] * 1.05)))
+        done, _ = os.waitpid(pid, os.WNOHANG)
+        if done:
+            finished += 1
+        else:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+        if (folder / "bundles").exists():
+            wrong += wrong_bundles(folder / "bundles", expected)
+            if index % 4 == 3:  # the others go on in a folder with leftovers
+                shutil.rmtree(folder / "bundles")
+    figures = {
+        "conversions": KILLS,
+        "killed": KILLS - finished,
+        "finished_before": finished,
+        "wrong_bundles": len(wrong),
+        "whole_s": whole_s,
+    }
+    write_result("kill_convert", figures)
+
+
+if __name__ == "__main__":
+    main()
