@@ -27,7 +27,7 @@ def main() -> None:
         bundle = convert(ConvertRequest(source, imgsz=side), folder / name, to_stderr)
         config = {
             "model": {"bundle": str(bundle.path)},
-            "cameras": {"folder": {"source": {"kind": "images", "path": str(folder / "images")}}},
+            "cameras": {"folder": {"source": {"kind": "images", "path": str(folder / "images")}, "fps": "max"}},
         }
         summary = edge_run(folder / f"run-{name}", config)
         found[name] = {"processed": summary["cameras"]["folder"]["processed"], "nms": bundle.manifest.outputs.nms}

@@ -61,7 +61,7 @@ class Bundle:
         except (OSError, RuntimeError, ValueError) as error:  # a link to itself; a null byte
             raise BundleError(f"{path} leads nowhere ({error}); make it point at a bundle") from error
         if not folder.is_dir():
-            raise BundleError(f"{path} is no folder; name a bundle, or make one with: edge-convert CKPT --out BUNDLE")
+            raise BundleError(f"{path} is no bundle: there is no such folder; make one with: edge-convert CKPT --out BUNDLE")
         manifest_path = folder / MANIFEST
         if not manifest_path.is_file():
             raise BundleError(f"{path} is no bundle: it has no manifest.json; make one with: edge-convert CKPT --out BUNDLE")
