@@ -86,10 +86,17 @@ def conversion_line() -> str:
         f"{name.split(',')[0]} {run['seconds']:.0f} s, {run['peak_mb'] / 1000:.1f} GB, INT8 {run['times_fp32']:.2f} times as fast as the fastest FP32"
         for name, run in runs.items()
     )
+    return f"The whole of `edge-convert --target cpu` with 126 pool frames and 128 labelled gate images: {told}. {kill_line()}"
+
+
+def kill_line() -> str:
+    """Conversions that were killed."""
+    if not (RESULTS / "kill_convert.json").exists():
+        return ""  # not measured
     kills = load("kill_convert")
     return (
-        f"The whole of `edge-convert --target cpu` with 126 pool frames and 128 labelled gate images: {told}. `kill -9` of conversions: "
-        f"{kills['killed']} killed, {kills['finished_before']} finished before; bundles that verify and are wrong: {kills['wrong_bundles']}."
+        f"`kill -9` of conversions: {kills['killed']} killed, {kills['finished_before']} finished before; "
+        f"bundles that verify and are wrong: {kills['wrong_bundles']}."
     )
 
 
@@ -110,7 +117,8 @@ def sampler_rows() -> list[str]:
 
 def family_rows() -> list[str]:
     """Each family's graph against its original, and through the daemon."""
-    parity, daemon = load("families")["models"], load("families_daemon")
+    parity = load("families")["models"]
+    daemon = load("families_daemon") if (RESULTS / "families_daemon.json").exists() else {"models": {}, "images": 0}
     rows = ["| model | weights | boxes within | scores within | frames through `edge run` |", "|---|---|---|---|---|"]
     for name, row in parity.items():
         ran = daemon["models"].get(name, {}).get("processed")
