@@ -118,7 +118,9 @@ def sampler_rows() -> list[str]:
 def family_rows() -> list[str]:
     """Each family's graph against its original, and through the daemon."""
     parity = load("families")["models"]
-    daemon = load("families_daemon") if (RESULTS / "families_daemon.json").exists() else {"models": {}, "images": 0}
+    daemon: dict[str, Any] = (
+        load("families_daemon") if (RESULTS / "families_daemon.json").exists() else {"models": {}, "images": 0}
+    )
     rows = ["| model | weights | boxes within | scores within | frames through `edge run` |", "|---|---|---|---|---|"]
     for name, row in parity.items():
         ran = daemon["models"].get(name, {}).get("processed")
