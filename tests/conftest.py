@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import cv2
@@ -19,6 +19,16 @@ from runtime.sources.simulated import CLASS_NAMES, Line
 
 ROOT = Path(__file__).parent.parent
 SIDE = 64  # pixels; the smallest canvas that all feature maps of a YOLO survive
+
+
+@pytest.fixture(autouse=True)
+def _same_number_of_threads() -> Iterator[None]:
+    """Ultralytics' exporter takes a core from torch for good, and a training with another number of threads ends elsewhere."""
+    torch = sys.modules.get("torch")
+    threads = torch.get_num_threads() if torch else 0
+    yield
+    if torch:
+        torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

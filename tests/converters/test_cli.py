@@ -121,7 +121,7 @@ def test_convert__require_int8_that_does_not_hold_is_3_and_the_bundle_is_there(
         (["CKPT", "--out", "b", "--pool", "POOL", "--sampler", "best"], "unknown sampler 'best'"),
         (["CKPT", "--out", "b", "--pool", "BLACK"], "calibration frames of BLACK are black"),
         (["CKPT", "--out", "b", "--pool", "POOL", "--data", "other.yaml"], "they must be the same, in the same order"),
-        (["CKPT", "--out", "b", "--calibration", "b"], "no manifest.json"),
+        (["CKPT", "--out", "b", "--calibration", "b"], "b is no bundle: there is no such folder"),
         (["none.onnx", "--out", "b"], "none.onnx"),
     ],
 )

@@ -186,7 +186,7 @@ def test_import_onnx__what_is_no_detector(tmp_path: Path, tiny: Path) -> None:
     open_size.replace(tmp_path / "open.onnx")
     for name, message in (
         ("none.onnx", "no such file"), ("text.onnx", "no ONNX file"), ("empty.onnx", "no ONNX file"), ("pool.onnx", "only detectors"),
-        ("shares.onnx", "not recognised; name it with --head"), ("unnamed.onnx", "--names a,b,c"), ("open.onnx", "say --imgsz 640"),
+        ("shares.onnx", "not recognised; name it with --head"), ("unnamed.onnx", "--names a,b,c"), ("open.onnx", "like --imgsz 640"),
     ):  # fmt: skip
         with pytest.raises(ConversionError, match=message):
             load_model(tmp_path / name)
