@@ -14,6 +14,7 @@ import typer
 from runtime.cli import Program
 
 if TYPE_CHECKING:
+    from runtime.bundle import Bundle
     from runtime.manifest import Manifest
 
 program = Program(
@@ -78,14 +79,9 @@ def convert_command(
     from converters.convert import convert, release, to_stderr  # onnx, and torch: only once it is certain
     from converters.request import TARGETS, WANTED, ConvertRequest
 
+    _refuse_contradictions(target, precision, pool, require_int8=require_int8)
     if (out is None) == (release_to is None) and not dry_run:
         raise typer.BadParameter("name one of --out BUNDLE and --release BUNDLES")
-    if require_int8 and (pool is None or precision in ("fp32", "fp16")):
-        raise typer.BadParameter("--require-int8 needs --pool POOL, and --precision auto or int8")
-    if target not in TARGETS:
-        raise typer.BadParameter(f"--target {target!r} is unknown; the targets are {', '.join(TARGETS)}")
-    if precision not in WANTED:
-        raise typer.BadParameter(f"--precision {precision!r} is unknown; the precisions are {', '.join(WANTED)}")
     request = ConvertRequest(
         checkpoint, pool, imgsz, model, _class_names(names), conf, iou, frames, seed, data=data,
         target=next(name for name in TARGETS if name == target), precision=next(name for name in WANTED if name == precision),
@@ -99,20 +95,10 @@ def convert_command(
         return
     start = time.monotonic()
     bundle = convert(request, out, to_stderr) if out is not None else release(request, release_to or Path(), to_stderr)
-    preferred = bundle.manifest.preferred
-    if as_json:
-        peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        result = {
-            "bundle": str(bundle.path), "digest": bundle.digest, "preferred": preferred.model_dump(),
-            "parity": [row.model_dump() for row in bundle.manifest.parity],
-            "files": {name: (bundle.path / name).stat().st_size for name in bundle.manifest.files},
-            "seconds": round(time.monotonic() - start, 1), "peak_mb": round(peak_mb),
-        }  # fmt: skip
-        typer.echo(json.dumps(result, indent=2))
-    else:
-        typer.echo(f"{bundle.path} {bundle.digest[:16]}")
+    seconds = round(time.monotonic() - start, 1)
+    typer.echo(json.dumps(_result(bundle, seconds), indent=2) if as_json else f"{bundle.path} {bundle.digest[:16]}")
     if require_int8 and not _serves_int8(bundle.manifest, target):
-        sys.stderr.write(f"edge-convert: --require-int8, but {preferred.reason}\n")
+        sys.stderr.write(f"edge-convert: --require-int8, but {bundle.manifest.preferred.reason}\n")
         raise typer.Exit(NOT_INT8)
 
 
@@ -182,6 +168,27 @@ def diff(
     from runtime.bundle import Bundle
 
     _tell(differences(Bundle.open(one), Bundle.open(other)), as_json)
+
+
+def _refuse_contradictions(target: str, precision: str, pool: Path | None, *, require_int8: bool) -> None:
+    from converters.request import TARGETS, WANTED  # imports onnx
+
+    if target not in TARGETS:
+        raise typer.BadParameter(f"--target {target!r} is unknown; the targets are {', '.join(TARGETS)}")
+    if precision not in WANTED:
+        raise typer.BadParameter(f"--precision {precision!r} is unknown; the precisions are {', '.join(WANTED)}")
+    if require_int8 and (pool is None or precision in ("fp32", "fp16")):
+        raise typer.BadParameter("--require-int8 needs --pool POOL, and --precision auto or int8")
+
+
+def _result(bundle: Bundle, seconds: float) -> dict[str, Any]:
+    """What `--json` prints of a conversion."""
+    return {
+        "bundle": str(bundle.path), "digest": bundle.digest, "preferred": bundle.manifest.preferred.model_dump(),
+        "parity": [row.model_dump() for row in bundle.manifest.parity],
+        "files": {name: (bundle.path / name).stat().st_size for name in bundle.manifest.files},
+        "seconds": seconds, "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+    }  # fmt: skip
 
 
 def _serves_int8(manifest: Manifest, target: str) -> bool:

@@ -14,7 +14,6 @@ from converters.layers import Layer
 from converters.quantizer_passes import with_float_layers
 from converters.sensitivity import Sensitivity, SensitivityScan
 from runtime.manifest import Form, Parity
-from runtime.metrics import percentiles
 
 MAX_LAYERS = 24  # with more of them in float, the rest of the model is no longer an INT8 model worth its name
 
@@ -94,7 +93,8 @@ def fall_back(quantised: Quantised, reference: Run, gate: Gate, slowest_ms: floa
             continue
         returned.append(layer)
         tried = with_float_layers(quantised.int8, quantised.fp32, returned)
-        row, cost_ms = measured(tried, current, quantised, reference, gate)
+        row, before = measured((tried, current), quantised, reference, gate)
+        cost_ms = row.latency_p50_ms - before.latency_p50_ms
         steps.append(Step(layer.name, gain, cost_ms, row.f1_against_fp32, row.mean_score_shift, row.refused))
         report(f"{layer.name} in float: {row.refused or 'the gate holds'}, {cost_ms:+.1f} ms")
         current = tried
@@ -114,7 +114,7 @@ def _pruned(
     for layer in returned[:-1]:
         fewer = [other for other in returned if other is not layer]
         tried = with_float_layers(quantised.int8, quantised.fp32, fewer)
-        row, _ = measured(tried, current, quantised, reference, gate)
+        (row,) = measured((tried,), quantised, reference, gate)
         if not row.refused:
             current, returned = tried, fewer
     return current, returned
@@ -129,17 +129,13 @@ def _most_harmful_first(scan: SensitivityScan, ranking: Sequence[Sensitivity]) -
             yield by_name[item.layers[0]], item.gain
 
 
-def measured(
-    tried: onnx.ModelProto, current: onnx.ModelProto, quantised: Quantised, reference: Run, gate: Gate
-) -> tuple[Parity, float]:
-    """The gate's row of `tried`, and what it costs in milliseconds against `current`, interleaved."""
+def measured(models: Sequence[onnx.ModelProto], quantised: Quantised, reference: Run, gate: Gate) -> list[Parity]:
+    """The gate's rows of INT8 graphs under the engine that judges them, interleaved."""
     with tempfile.TemporaryDirectory(prefix="edgeloop-") as folder:
         candidates = []
-        for name, model in (("tried", tried), ("current", current)):
-            path = Path(folder) / f"{name}.onnx"
+        for index, model in enumerate(models):
+            path = Path(folder) / f"{index}.onnx"
             path.write_bytes(model.SerializeToString())
             candidates.append(Candidate("int8", quantised.form, quantised.engine, path))
         runs = run_candidates(candidates, gate, [])
-    times = [percentiles(runs[candidate].times_s).p50_ms for candidate in candidates]
-    rows = judge({_REFERENCE: reference, candidates[0]: runs[candidates[0]]}, gate, replicates=0)
-    return rows[-1], times[0] - times[1]
+    return judge({_REFERENCE: reference, **runs}, gate, replicates=0)[1:]

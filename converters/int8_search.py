@@ -183,7 +183,7 @@ def _polish(search: Int8Search, engine: str, calibrated: Calibrated, gate: Gate,
 def _share_of_bars(quantised: Quantised, returned: Sequence[Layer], reference: Run, gate: Gate) -> float:
     """How much of what F1 and mAP50-95 may lose is lost with those layers in float; 1 is all of it."""
     model = with_float_layers(quantised.int8, quantised.fp32, returned)
-    row, _ = measured(model, quantised.int8, quantised, reference, gate)
+    (row,) = measured((model,), quantised, reference, gate)
     if row.labeled is None or row.refused:
         return float("inf")
     return max(row.labeled.f1_drop / gate.bars.f1_drop, row.labeled.map50_95_drop / gate.bars.map_drop)
