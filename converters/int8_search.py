@@ -14,21 +14,16 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from converters.fallback import Quantised, Step, fall_back, measured
+from converters.fallback import Quantised, Step, fall_back
 from converters.gate import Candidate, Gate, Run, judge, run_candidates
-from converters.layers import Layer
 from converters.model_files import ModelFile
+from converters.polish import Polish
 from converters.qdq_from_onnx import Family, qdq_from_onnx
 from converters.quantizer_passes import with_float_layers
 from converters.sensitivity import Sensitivity, SensitivityScan
 from runtime.manifest import Form, Parity
 
 Report = Callable[[str], None]
-
-_POLISHED_STRETCHES = 6
-_FREE_SHARE = 0.10
-_LABELED_SHARE = 0.25
-_USED_SHARE = 0.5
 
 
 @dataclass(frozen=True)
@@ -145,48 +140,13 @@ def _fall_back(
 
 
 def _polish(search: Int8Search, engine: str, calibrated: Calibrated, gate: Gate, reference: Run) -> None:
-    """Returns those stretches to float that INT8 hurts most and that cost little, though the gate holds already.
-
-    INT8 is twice as fast as FP32 or more where it is worth having; a tenth of that buys back much of what it lost. Where
-    labels say that more than half of a bar is used up, a quarter may be spent.
-    """
     scan = SensitivityScan(calibrated.fp32, search.file.model, engine, gate)
     search.sensitivity = tuple(scan.stretches())
-    if search.file.form != "cpu":  # what a layer costs is known only where its own engine runs
-        return
-    layers = {layer.name: layer for layer in scan.layers}
-    harmful = [item for item in sorted(search.sensitivity, key=lambda item: -item.gain) if item.gain > 0][:_POLISHED_STRETCHES]
     quantised = Quantised(calibrated.fp32, search.file.model, engine, search.file.form)
-    returned: list[Layer] = []
-    left = []
-    for stretch in harmful:
-        tried = [*returned, *(layers[name] for name in stretch.layers)]
-        if (slower := scan.slowdown(tried)) <= 1 + _FREE_SHARE:
-            returned = tried
-            calibrated.report(f"{stretch.layers[0]} to {stretch.layers[-1]} in float: time × {slower:.3f}")
-        else:
-            left.append(stretch)
-    if gate.frames.labeled:
-        loss = _share_of_bars(quantised, returned, reference, gate)
-        for stretch in left:
-            tried = [*returned, *(layers[name] for name in stretch.layers)]
-            if loss <= _USED_SHARE or (slower := scan.slowdown(tried)) > 1 + _LABELED_SHARE:
-                continue
-            if (less := _share_of_bars(quantised, tried, reference, gate)) < loss:
-                returned, loss = tried, less
-                calibrated.report(f"{stretch.layers[0]} to {stretch.layers[-1]} in float for the labels: time × {slower:.3f}")
+    returned = Polish(quantised, scan, reference, gate, calibrated.report).layers(search.sensitivity)
     if returned:
         model = with_float_layers(search.file.model, calibrated.fp32, returned)
         search.file = ModelFile.write(calibrated.folder, "int8", search.file.form, model, 1, [layer.name for layer in returned])
-
-
-def _share_of_bars(quantised: Quantised, returned: Sequence[Layer], reference: Run, gate: Gate) -> float:
-    """How much of what F1 and mAP50-95 may lose is lost with those layers in float; 1 is all of it."""
-    model = with_float_layers(quantised.int8, quantised.fp32, returned)
-    (row,) = measured((model,), quantised, reference, gate)
-    if row.labeled is None or row.refused:
-        return float("inf")
-    return max(row.labeled.f1_drop / gate.bars.f1_drop, row.labeled.map50_95_drop / gate.bars.map_drop)
 
 
 def _slowest_worth_ms(family: Family, floats: dict[Candidate, Run], gate: Gate) -> float:

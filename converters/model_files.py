@@ -78,8 +78,14 @@ def rebatched(file: ModelFile, batch: int) -> ModelFile:
 
 def tensorrt_files(signed: ModelFile) -> list[ModelFile]:
     """Both forms of TensorRT's INT8: float weights behind Q/DQ pairs for weak typing, FP16 baked in for strong typing."""
-    weak = ModelFile.write(signed.path.parent, "int8", "tensorrt", with_float_weights(signed.model), 1, signed.float_layers)
-    strong = ModelFile.write(
-        signed.path.parent, "int8", "tensorrt-strong", with_half_floats(signed.model), 1, signed.float_layers
-    )
-    return [weak, strong]
+    weak, strong = forms_of(signed.model, signed.form)
+    folder, floats = signed.path.parent, signed.float_layers
+    return [
+        ModelFile.write(folder, "int8", "tensorrt", weak, 1, floats),
+        ModelFile.write(folder, "int8", "tensorrt-strong", strong, 1, floats),
+    ]
+
+
+def forms_of(int8: onnx.ModelProto, form: Form) -> tuple[onnx.ModelProto, ...]:
+    """The graphs that are shipped for a family's INT8 graph: itself for CPUs, the weak and the strong form for TensorRT."""
+    return (int8,) if form == "cpu" else (with_float_weights(int8), with_half_floats(int8))
