@@ -16,6 +16,14 @@ SAMPLERS_NOTE = (
     "frames of four videos; losses are on coco_val2017, agreement is the worse of coco_val2017 and held-out video frames. The "
     "default is the sampler with the best worst agreement; the mAP differences of a few tenths of a point are noise of 128 images."
 )
+RANGES_NOTE = (
+    "Plain NNCF without mending, 64 calibration frames, 128 labelled images; the cpu form under OpenVINO, the TensorRT form under "
+    "ONNX Runtime as a proxy."
+)
+SEARCH_NOTE = (
+    "yolo11n at 320 px with one layer made to saturate (`benchmarks/accuracy_control.py`): the kit's search beside NNCF's, with the "
+    "same frames and the same bar."
+)
 FAMILIES_NOTE = (
     "Largest difference from the original on four photographs. Random weights were rescaled for this until rounding alone no longer "
     "moved boxes by pixels in torch itself (see `benchmarks/families.py`), so their score column is weak evidence; the rows with real "
@@ -71,10 +79,11 @@ def int8_rows() -> list[str]:
                 else []
             )
             time = "–" if proxy else f"{row['latency_p50_ms']:.1f} ms"
+            map_drop = "–" if row["precision"] == "fp32" else f"{labeled['map50_95_drop']:+.4f} ({low:+.4f} to {high:+.4f})"
+            f1_drop = "–" if row["precision"] == "fp32" else f"{labeled['f1_drop']:+.4f}"
             rows.append(
                 f"| {name.split(',')[0]}, {row['precision']}{', ' + row['form'] if proxy else ''} | {row['engine']}{' as a proxy' if proxy else ''} "
-                f"| {labeled['map50_95']:.4f} | {labeled['map50_95_drop']:+.4f} ({low:+.4f} to {high:+.4f}) | {labeled['f1']:.4f} "
-                f"| {labeled['f1_drop']:+.4f} | {time} | {len(floats)} |"
+                f"| {labeled['map50_95']:.4f} | {map_drop} | {labeled['f1']:.4f} | {f1_drop} | {time} | {len(floats)} |"
             )
     return rows
 
@@ -111,6 +120,36 @@ def sampler_rows() -> list[str]:
         rows.append(
             f"| {sampler} | {count} | {row['draws']} | {row['mean_map50_95_drop']:+.4f} | {row['worst_map50_95_drop']:+.4f} "
             f"| {row['worst_f1_drop']:+.4f} | {row['worst_agreement']:.4f} |"
+        )
+    return rows
+
+
+def range_rows() -> list[str]:
+    """NNCF's ways to estimate the activations' ranges."""
+    rows = [
+        "| ranges of activations | model, form | F1 against FP32 | mAP50-95 loss | F1 loss |",
+        "|---|---|---|---|---|",
+    ]
+    for name, row in load("range_estimators")["results"].items():
+        model, form, estimator = name.split(", ", 2)
+        rows.append(
+            f"| {estimator} | {model}, {form} | {row['f1_against_fp32']:.4f} | {row['map50_95_drop']:+.4f} | {row['f1_drop']:+.4f} |"
+        )
+    return rows
+
+
+def search_rows() -> list[str]:
+    """The kit's search beside NNCF's, on a model made to fail."""
+    found = load("accuracy_control")
+    rows = [
+        "| search | seconds | F1 against FP32 | gate | p50 | layers in INT8 | the layer made to fail |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name in ("ours", "nncf.quantize_with_accuracy_control"):
+        row = found[name]
+        rows.append(
+            f"| {name} | {row['seconds']:.0f} | {row['f1_against_fp32']:.4f} | {row['refused'] or 'holds'} "
+            f"| {row['latency_p50_ms']:.1f} ms | {row['layers_in_int8']} | {'INT8' if row['broken_layer_in_int8'] else 'float'} |"
         )
     return rows
 
@@ -199,7 +238,10 @@ def write_between_marks(path: Path, parts: list[str]) -> None:
 def main() -> None:
     readme = [machine_line(), demo_rows(), accuracy_rows(), int8_rows(), conversion_line(), daemon_rows(), other_lines()]
     write_between_marks(ROOT / "README.md", [part if isinstance(part, str) else "\n".join(part) for part in readme])
-    convert = [machine_line(), "\n".join(sampler_rows()), SAMPLERS_NOTE, "\n".join(family_rows()), FAMILIES_NOTE]
+    convert = [
+        machine_line(), "\n".join(sampler_rows()), SAMPLERS_NOTE, "\n".join(range_rows()), RANGES_NOTE,
+        "\n".join(search_rows()), SEARCH_NOTE, "\n".join(family_rows()), FAMILIES_NOTE,
+    ]  # fmt: skip
     write_between_marks(ROOT / "docs" / "edge-convert.md", convert)
 
 

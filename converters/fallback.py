@@ -11,10 +11,12 @@ import onnx
 
 from converters.gate import Candidate, Gate, Run, judge, run_candidates
 from converters.layers import Layer
+from converters.model_files import forms_of
 from converters.quantizer_passes import with_float_layers
 from converters.sensitivity import Sensitivity, SensitivityScan
 from runtime.manifest import Form, Parity
 
+_TO_BLAME = 0.5  # one layer that brings this share of its stretch's gain
 MAX_LAYERS = 24  # with more of them in float, the rest of the model is no longer an INT8 model worth its name
 
 Report = Callable[[str], None]
@@ -24,19 +26,19 @@ _REFERENCE = Candidate("fp32", "any", "onnxruntime", Path())
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One layer more in float.
+    """One layer more in float, or one stretch of them.
 
     Attributes:
-        layer: its name.
+        layers: their names.
         gain: see `Sensitivity.gain`.
-        cost_ms: how much slower the file became, medians of one interleaved run.
-        f1_against_fp32, mean_score_shift: of the file with this and all former layers in float.
+        cost_ms: how much slower the file became, medians of one interleaved run; None for TensorRT, which does not run here.
+        f1_against_fp32, mean_score_shift: of the file with these and all former layers in float, in its worst form.
         refused: the bar that it still misses; empty when the gate holds.
     """
 
-    layer: str
+    layers: tuple[str, ...]
     gain: float
-    cost_ms: float
+    cost_ms: float | None
     f1_against_fp32: float
     mean_score_shift: float
     refused: str
@@ -84,49 +86,65 @@ def fall_back(quantised: Quantised, reference: Run, gate: Gate, slowest_ms: floa
     scan = SensitivityScan(quantised.fp32, quantised.int8, quantised.engine, gate)
     ranking = scan.stretches()
     current = quantised.int8
-    returned: list[Layer] = []
+    returned: list[list[Layer]] = []
     steps: list[Step] = []
-    for layer, gain in _most_harmful_first(scan, ranking):
-        if len(returned) == MAX_LAYERS:
-            break
+    for unit, gain in _most_harmful_first(scan, ranking):
         if gain <= 0:
             continue
-        returned.append(layer)
-        tried = with_float_layers(quantised.int8, quantised.fp32, returned)
-        row, before = measured((tried, current), quantised, reference, gate)
-        cost_ms = row.latency_p50_ms - before.latency_p50_ms
-        steps.append(Step(layer.name, gain, cost_ms, row.f1_against_fp32, row.mean_score_shift, row.refused))
-        report(f"{layer.name} in float: {row.refused or 'the gate holds'}, {cost_ms:+.1f} ms")
+        if len(_flat(returned)) + len(unit) > MAX_LAYERS:
+            break
+        returned.append(unit)
+        tried = with_float_layers(quantised.int8, quantised.fp32, _flat(returned))
+        *rows, before = measured((*forms_of(tried, quantised.form), current), quantised, reference, gate)
+        row = _worst(rows)
+        cost_ms = row.latency_p50_ms - before.latency_p50_ms if quantised.form == "cpu" else None
+        names = tuple(layer.name for layer in unit)
+        steps.append(Step(names, gain, cost_ms, row.f1_against_fp32, row.mean_score_shift, row.refused))
+        told = "" if cost_ms is None else f", {cost_ms:+.1f} ms"
+        report(f"{' to '.join(dict.fromkeys((names[0], names[-1])))} in float: {row.refused or 'the gate holds'}{told}")
         current = tried
         if not row.refused or row.latency_p50_ms > slowest_ms:
             break
     holds = bool(steps) and not steps[-1].refused
     if holds:
         current, returned = _pruned(current, returned, quantised, reference, gate)
-    names = tuple(layer.name for layer in returned)
+    names = tuple(layer.name for layer in _flat(returned))
     return Fallback(current, names, tuple(steps), holds, tuple(ranking))
 
 
 def _pruned(
-    current: onnx.ModelProto, returned: list[Layer], quantised: Quantised, reference: Run, gate: Gate
-) -> tuple[onnx.ModelProto, list[Layer]]:
-    """Without the layers that turned out not to be needed: those before the last one that closed the gap."""
-    for layer in returned[:-1]:
-        fewer = [other for other in returned if other is not layer]
-        tried = with_float_layers(quantised.int8, quantised.fp32, fewer)
-        (row,) = measured((tried,), quantised, reference, gate)
-        if not row.refused:
+    current: onnx.ModelProto, returned: list[list[Layer]], quantised: Quantised, reference: Run, gate: Gate
+) -> tuple[onnx.ModelProto, list[list[Layer]]]:
+    """Without what turned out not to be needed: the steps before the last one, which closed the gap."""
+    for unit in returned[:-1]:
+        fewer = [other for other in returned if other is not unit]
+        tried = with_float_layers(quantised.int8, quantised.fp32, _flat(fewer))
+        if not _worst(measured(forms_of(tried, quantised.form), quantised, reference, gate)).refused:
             current, returned = tried, fewer
     return current, returned
 
 
-def _most_harmful_first(scan: SensitivityScan, ranking: Sequence[Sensitivity]) -> Iterator[tuple[Layer, float]]:
-    """Layers by falling gain: the stretches by theirs, and inside a stretch each by its own."""
+def _most_harmful_first(scan: SensitivityScan, ranking: Sequence[Sensitivity]) -> Iterator[tuple[list[Layer], float]]:
+    """Stretches by falling gain; where one layer of it is to blame, that one comes first and the rest after it."""
     by_name = {layer.name: layer for layer in scan.layers}
     for stretch in sorted(ranking, key=lambda item: -item.gain):
-        alone = [scan.of([by_name[name]]) for name in stretch.layers]
-        for item in sorted(alone, key=lambda item: -item.gain):
-            yield by_name[item.layers[0]], item.gain
+        layers = [by_name[name] for name in stretch.layers]
+        alone, blamed = max(((scan.of([layer]).gain, layer) for layer in layers), key=lambda pair: pair[0])
+        if alone < _TO_BLAME * stretch.gain:
+            yield layers, stretch.gain
+            continue
+        yield [blamed], alone
+        if rest := [layer for layer in layers if layer is not blamed]:
+            yield rest, stretch.gain - alone
+
+
+def _worst(rows: Sequence[Parity]) -> Parity:
+    """Of the forms that are shipped of one graph."""
+    return max(rows, key=lambda row: (bool(row.refused), -row.f1_against_fp32))
+
+
+def _flat(units: Sequence[Sequence[Layer]]) -> list[Layer]:
+    return [layer for unit in units for layer in unit]
 
 
 def measured(models: Sequence[onnx.ModelProto], quantised: Quantised, reference: Run, gate: Gate) -> list[Parity]:

@@ -31,8 +31,9 @@ Family = Literal["cpu", "tensorrt"]
 
 
 def qdq_from_onnx(
-    model: onnx.ModelProto, batches: Iterable[NDArray[np.uint8]], count: int, family: Family, *, seven_bit_weights: bool = False
-) -> onnx.ModelProto:
+    model: onnx.ModelProto, batches: Iterable[NDArray[np.uint8]], count: int, family: Family, *,
+    seven_bit_weights: bool = False, ranges: Any = None,
+) -> onnx.ModelProto:  # fmt: skip
     """Quantises a deployed graph: per-tensor activations, per-channel symmetric weights.
 
     The arithmetic that turns the head's convolutions into boxes stays in float: one INT8 scale over pixels (0 to 640)
@@ -45,6 +46,8 @@ def qdq_from_onnx(
         family: of engines.
         seven_bit_weights: NNCF's overflow fix in all layers and not only in the first: for CPUs without VNNI, whose
             8-bit products can overflow their 16-bit sums.
+        ranges: of activations, NNCF's RangeEstimatorParameters. Its default, the mean of every frame's extremes, stands:
+            no other was better on both models and families (benchmarks/results/range_estimators.json).
 
     Raises:
         MissingPackageError: nncf is not installed.
@@ -59,16 +62,16 @@ def qdq_from_onnx(
                 preset=nncf.QuantizationPreset.MIXED if family == "cpu" else nncf.QuantizationPreset.PERFORMANCE,
                 target_device=nncf.TargetDevice.CPU,
                 subset_size=count,
-                ignored_scope=nncf.IgnoredScope(names=[*decode_nodes(model), *_float_for(family, model)]),
-                advanced_parameters=_parameters(nncf, family, seven_bit_weights=seven_bit_weights),
+                ignored_scope=nncf.IgnoredScope(names=float_for(family, model)),
+                advanced_parameters=_parameters(nncf, family, ranges, seven_bit_weights=seven_bit_weights),
             )
     except (nncf.errors.InternalError, nncf.errors.ValidationError, nncf.errors.UnsupportedModelError, RuntimeError) as error:
         raise ConversionError(f"NNCF cannot quantise this graph: {str(error).splitlines()[0]}; deploy FP32 instead") from error
     return with_unsigned_activations(quantized) if family == "cpu" else with_signed_activations(quantized)
 
 
-def _float_for(family: Family, model: onnx.ModelProto) -> list[str]:
-    """What INT8 only harms.
+def float_for(family: Family, model: onnx.ModelProto) -> list[str]:
+    """Names of the nodes that stay in float: the decode arithmetic, and what INT8 only harms.
 
     Attention's products and softmax: in INT8 they are slower under OpenVINO (×1.05 to 1.08 of the whole of yolo11n, measured
     ad hoc) and less exact. For TensorRT also the first convolution: symmetric INT8 would halve the resolution of the image,
@@ -76,17 +79,19 @@ def _float_for(family: Family, model: onnx.ModelProto) -> list[str]:
     """
     attention = [node.name for node in model.graph.node if node.op_type in ("MatMul", "Softmax")]
     stem = [node.name for node in model.graph.node if node.op_type in WEIGHTED][:1]
-    return attention + (stem if family == "tensorrt" else [])
+    return [*decode_nodes(model), *attention, *(stem if family == "tensorrt" else [])]
 
 
-def _parameters(nncf: Any, family: Family, *, seven_bit_weights: bool) -> Any:
+def _parameters(nncf: Any, family: Family, ranges: Any, *, seven_bit_weights: bool) -> Any:
+    found = nncf.AdvancedQuantizationParameters()
+    if ranges is not None:
+        found.activations_range_estimator_params = ranges
     if family == "cpu":
-        fix = nncf.OverflowFix.ENABLE if seven_bit_weights else nncf.OverflowFix.FIRST_LAYER
-        return nncf.AdvancedQuantizationParameters(overflow_fix=fix)
-    per_tensor = nncf.quantization.advanced_parameters.QuantizationParameters(per_channel=False)  # TensorRT's rule
-    return nncf.AdvancedQuantizationParameters(
-        overflow_fix=nncf.OverflowFix.DISABLE, activations_quantization_params=per_tensor
-    )
+        found.overflow_fix = nncf.OverflowFix.ENABLE if seven_bit_weights else nncf.OverflowFix.FIRST_LAYER
+    else:
+        per_tensor = nncf.quantization.advanced_parameters.QuantizationParameters(per_channel=False)  # TensorRT's rule
+        found.overflow_fix, found.activations_quantization_params = nncf.OverflowFix.DISABLE, per_tensor
+    return found
 
 
 def import_nncf() -> Any:

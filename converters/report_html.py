@@ -124,8 +124,8 @@ def _int8_verdict(told: Int8Told) -> str:
 
 def _int8_tables(told: Int8Told) -> str:
     steps = [
-        [step.layer, f"{step.gain:+.4f}", f"{step.cost_ms:+.2f}", f"{step.f1_against_fp32:.4f}", f"{step.mean_score_shift:+.4f}",
-         step.refused or "holds"]
+        [", ".join(step.layers), f"{step.gain:+.4f}", "–" if step.cost_ms is None else f"{step.cost_ms:+.2f}",
+         f"{step.f1_against_fp32:.4f}", f"{step.mean_score_shift:+.4f}", step.refused or "holds"]
         for step in told.steps
     ]  # fmt: skip
     stretches = [

@@ -94,7 +94,7 @@ def findings_of(*, holds: bool = True, labeled: bool = True) -> Findings:
     }
     search = Int8Search(
         ModelFile("int8", "cpu", chain(quantised=True), Path("model.int8.cpu.onnx"), 1, (THIRD,)), holds, runs={INT8: int8},
-        steps=(Step(THIRD, 0.25, 1.5, 0.98, -0.01, ""),),
+        steps=(Step((THIRD,), 0.25, 1.5, 0.98, -0.01, ""),),
         sensitivity=(Sensitivity((FIRST, SECOND), 0.5, -0.125), Sensitivity((THIRD,), 0.25, 0.25)),
     )  # fmt: skip
     rows = tuple(judge({**floats, INT8: int8}, gate, replicates=20))

@@ -6,10 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import onnx
 import pytest
-from onnx import numpy_helper
 
 from calibration.batches import PoolBatches
 from calibration.gate_frames import PoolGateFrames
@@ -22,30 +20,7 @@ from runtime.pool import Pool
 from runtime.pool_import import add_image_file
 from runtime.postprocess import Thresholds
 from runtime.preprocess import Preprocess
-
-BROKEN = "/detector/model.3/conv/Conv"
-CONSUMER = "/detector/model.4/cv1/conv/Conv"
-
-
-def with_a_saturating_channel(model: onnx.ModelProto, scale: float) -> onnx.ModelProto:
-    """The least used channel of `BROKEN` grows `scale`-fold and its only consumer forgets it: FP32 hardly changes."""
-    broken = onnx.ModelProto()
-    broken.CopyFrom(model)
-    nodes = {node.name: node for node in broken.graph.node}
-    weights = {item.name: item for item in broken.graph.initializer}
-
-    def change(name: str, values: np.ndarray) -> None:
-        weights[name].CopyFrom(numpy_helper.from_array(np.ascontiguousarray(values, np.float32), name))
-
-    reader = numpy_helper.to_array(weights[nodes[CONSUMER].input[1]]).copy()
-    channel = int(np.abs(reader).sum(axis=(0, 2, 3)).argmin())
-    reader[:, channel] = 0
-    change(nodes[CONSUMER].input[1], reader)
-    for name in nodes[BROKEN].input[1:]:
-        values = numpy_helper.to_array(weights[name]).copy()
-        values[channel] = np.abs(values[channel]) * scale
-        change(name, values)
-    return broken
+from tests.converters.saturating import BROKEN, with_a_saturating_channel
 
 
 @dataclass
@@ -85,7 +60,7 @@ def test_search_int8__finds_the_layer_that_saturates_and_returns_it(case: Case) 
     assert search.attempts[0].boxes >= 20
     assert all(row.refused for row in search.attempts), "INT8 must fail at first, with 7-bit weights too"
     assert search.holds, case.told
-    assert search.steps[0].layer == BROKEN
+    assert search.steps[0].layers == (BROKEN,)
     assert search.steps[-1].refused == ""
     assert BROKEN in search.file.float_layers, "it must survive the pruning: nothing else mends the model"
     best = max(search.sensitivity, key=lambda item: item.gain)
