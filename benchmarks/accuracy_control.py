@@ -103,7 +103,8 @@ def main() -> None:
         floats = run_candidates(candidates_of([("fp32", "any", 1, path)], ["onnxruntime", "openvino"]), gate, [])
         reference = next(run for candidate, run in floats.items() if candidate.is_reference)
         start = time.monotonic()
-        search = search_int8("cpu", Calibrated(fp32, batches, CALIBRATION, FOLDER, print), gate, floats)
+        looked_at = PoolGateFrames(pool, entries[:CALIBRATION], preprocess)
+        search = search_int8("cpu", Calibrated(fp32, batches, CALIBRATION, looked_at, FOLDER, print), gate, floats)
         ours_s = time.monotonic() - start
         start = time.monotonic()
         theirs, judged = by_nncf(fp32, batches, gate, reference)

@@ -123,7 +123,11 @@ def main() -> None:
         missing = [entry for entry in entries if entry.sha256 not in known]
         if missing:
             known.update(
-                zip((entry.sha256 for entry in missing), embed(pool, missing, model, FOLDER / "fp32.onnx"), strict=True)
+                zip(
+                    (entry.sha256 for entry in missing),
+                    embed(PoolGateFrames(pool, missing, model.preprocess), FOLDER / "fp32.onnx"),
+                    strict=True,
+                )
             )
         return np.stack([known[entry.sha256] for entry in entries])
 

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.pool import Pool, PoolEntry
+from calibration.pinned import FrameReader
+from runtime.pool import PoolEntry
 from runtime.preprocess import Preprocess
 
 
@@ -17,8 +18,8 @@ class PoolBatches:
     A last batch that is not full is filled with its own first frames.
     """
 
-    def __init__(self, pool: Pool, entries: Sequence[PoolEntry], preprocess: Preprocess, batch: int = 1) -> None:
-        self._pool, self._entries = pool, entries
+    def __init__(self, frames: FrameReader, entries: Sequence[PoolEntry], preprocess: Preprocess, batch: int = 1) -> None:
+        self._frames, self._entries = frames, entries
         self._preprocess, self._batch = preprocess, batch
 
     def __len__(self) -> int:
@@ -29,5 +30,5 @@ class PoolBatches:
             rows = self._entries[start : start + self._batch]
             canvas = self._preprocess.buffer(self._batch)
             for row in range(self._batch):
-                self._preprocess.letterbox(self._pool.read(rows[row % len(rows)]), canvas[row])
+                self._preprocess.letterbox(self._frames.read(rows[row % len(rows)]), canvas[row])
             yield canvas

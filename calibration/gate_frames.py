@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.labels import LabeledImage
+from calibration.pinned import FrameReader
 from runtime.detections import Detections
 from runtime.images import read_image
-from runtime.pool import Pool, PoolEntry
+from runtime.pool import PoolEntry
 from runtime.preprocess import Letterbox, Preprocess
 
 
@@ -52,15 +53,15 @@ class PoolGateFrames:
 
     labeled = False
 
-    def __init__(self, pool: Pool, entries: Sequence[PoolEntry], preprocess: Preprocess) -> None:
-        self._pool, self._entries, self._preprocess = pool, entries, preprocess
+    def __init__(self, frames: FrameReader, entries: Sequence[PoolEntry], preprocess: Preprocess) -> None:
+        self._frames, self._entries, self._preprocess = frames, entries, preprocess
 
     def __len__(self) -> int:
         return len(self._entries)
 
     def __iter__(self) -> Iterator[GateFrame]:
         for entry in self._entries:
-            yield _letterboxed(entry.sha256[:12], self._pool.read(entry), self._preprocess)
+            yield _letterboxed(entry.sha256[:12], self._frames.read(entry), self._preprocess)
 
 
 class LabeledGateFrames:

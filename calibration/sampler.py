@@ -40,6 +40,7 @@ class CalibrationFrames:
         seed: of the draw.
         candidates: how many frames were looked at.
         duplicates: how many of them were left out because another one looks the same.
+        like_checked: how many of those that calibrate look like a frame of the check; a still camera has no others.
         radius: largest cosine distance from a candidate to its nearest calibration frame, 0 to 2; None for samplers that look
             at no embedding.
         mean_distance: the same, averaged over the candidates.
@@ -52,6 +53,7 @@ class CalibrationFrames:
     seed: int
     candidates: int = 0
     duplicates: int = 0
+    like_checked: int = 0
     radius: float | None = None
     mean_distance: float | None = None
     map: CoverageMap | None = None
@@ -68,6 +70,7 @@ class Draw:
         seed: of every random choice.
         until_s: use frames captured up to this Unix time; None for all.
         without: SHA-256 of frames that must not be drawn.
+        least: so few calibration frames will do, rather than frames that look like the check's; None: `count` it must be.
     """
 
     count: int
@@ -76,14 +79,18 @@ class Draw:
     seed: int = 0
     until_s: float | None = None
     without: frozenset[str] = frozenset()
+    least: int | None = None
 
 
-def sample_frames(pool: Pool, draw: Draw, embed: Embed | None = None) -> CalibrationFrames:
+def sample_frames(
+    pool: Pool, draw: Draw, embed: Embed | None = None, checked: NDArray[np.float32] | None = None
+) -> CalibrationFrames:
     """Draws frames for calibration and for the check.
 
     Args:
         pool: where from.
         draw: how many, and how.
+        checked: float32 (m, d), embeddings of images elsewhere that check the result; frames that look like them are left out.
         embed: float32 (n, d) L2-normalised embeddings of entries; without it, the samplers that need none can be used,
             and near-duplicates stay in.
 
@@ -105,29 +112,40 @@ def sample_frames(pool: Pool, draw: Draw, embed: Embed | None = None) -> Calibra
             f"pool {pool.path} has {len(entries)} usable frames, {len(checks)} of them for the check, but --frames asks for {draw.count}; "
             f"collect more, or use --frames {len(rest)}"
         )
-    frames = _drawn(rest, checks, draw, embed)
+    if embed is not None and draw.sampler in BY_EMBEDDING and checks:
+        checked = embed(checks)
+    frames = _drawn(rest, draw, embed, checked)
     return replace(frames, held_out=tuple(checks))
 
 
-def _drawn(entries: Sequence[PoolEntry], checks: Sequence[PoolEntry], draw: Draw, embed: Embed | None) -> CalibrationFrames:
+def _drawn(
+    entries: Sequence[PoolEntry], draw: Draw, embed: Embed | None, checked: NDArray[np.float32] | None
+) -> CalibrationFrames:
     if embed is None or draw.sampler not in BY_EMBEDDING:
         chosen = SAMPLERS[draw.sampler](np.zeros((len(entries), 0), np.float32), draw.count, draw.seed)
         picked = tuple(entries[row] for row in sorted(chosen))
         return CalibrationFrames(picked, (), draw.sampler, draw.seed, len(entries))
     candidates = time_spread(entries, max(MIN_CANDIDATES, CANDIDATES_PER_FRAME * draw.count), draw.seed)
     embeddings = embed(candidates)
-    distinct = distinct_rows(embeddings, NEAR_DUPLICATE_COSINE)
-    if checks:  # a frame that looks like one of the check's would have it measured on what it was calibrated on
-        distinct = unlike(embeddings, distinct, embed(checks))
-    if len(distinct) < draw.count:  # a still camera: too few different pictures, so the count is met with like ones
-        distinct = list(range(len(candidates)))
-    chosen = [distinct[row] for row in SAMPLERS[draw.sampler](embeddings[distinct], draw.count, draw.seed)]
+    everything = list(range(len(candidates)))
+    # What was calibrated on must not check the result, so frames like the check's come back last of all.
+    fresh = everything if checked is None else unlike(embeddings, everything, checked)
+    distinct = [fresh[row] for row in distinct_rows(embeddings[fresh], NEAR_DUPLICATE_COSINE)]
+    enough = draw.count if draw.least is None else min(draw.least, draw.count)
+    allowed = distinct if len(distinct) >= draw.count else fresh
+    chosen = _picked(draw, embeddings, allowed, min(draw.count, len(allowed)))
+    if len(chosen) < enough:
+        chosen += _picked(draw, embeddings, [row for row in everything if row not in set(fresh)], draw.count - len(chosen))
     radius, mean = coverage(embeddings, embeddings[chosen])
     picked = tuple(candidates[row] for row in sorted(chosen))
     return CalibrationFrames(
-        picked, (), draw.sampler, draw.seed, len(candidates), len(candidates) - len(distinct), radius, mean,
-        coverage_map(embeddings, chosen),
+        picked, (), draw.sampler, draw.seed, len(candidates), len(candidates) - max(len(allowed), len(chosen)),
+        len(set(chosen) - set(fresh)), radius, mean, coverage_map(embeddings, chosen),
     )  # fmt: skip
+
+
+def _picked(draw: Draw, embeddings: NDArray[np.float32], rows: Sequence[int], count: int) -> list[int]:
+    return [rows[row] for row in SAMPLERS[draw.sampler](embeddings[list(rows)], count, draw.seed)] if rows else []
 
 
 def distinct_rows(embeddings: NDArray[np.float32], cosine: float) -> list[int]:
@@ -141,6 +159,8 @@ def distinct_rows(embeddings: NDArray[np.float32], cosine: float) -> list[int]:
 
 def unlike(embeddings: NDArray[np.float32], rows: Sequence[int], others: NDArray[np.float32]) -> list[int]:
     """Those of `rows` whose cosine with every one of `others` (m, d) stays within `NEAR_DUPLICATE_COSINE`."""
+    if not len(rows):
+        return []
     nearest = (embeddings[list(rows)] @ others.T).max(axis=1)
     return [row for row, cosine in zip(rows, nearest, strict=True) if cosine <= NEAR_DUPLICATE_COSINE]
 

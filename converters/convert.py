@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.batches import PoolBatches
+from calibration.gate_frames import PoolGateFrames
 from converters.bundle_writer import finish_bundle, manifest_digest, staging_folder
 from converters.calibration_file import CALIBRATION_FILE, CalibrationKey, calibration_bytes, earlier_calibration, key_of
 from converters.checkpoint import HELD_OUT
@@ -24,7 +26,7 @@ from converters.gate import Candidate, Gate, Run, is_sound, judge, prefer, run_c
 from converters.half_floats import with_half_floats
 from converters.imported import ImportedModel, load_model
 from converters.int8_search import Calibrated, search_int8
-from converters.model_files import ModelFile, rebatched, tensorrt_files
+from converters.model_files import ModelFile, rebatched, shipped_files
 from converters.report import write_report
 from converters.report_data import Findings
 from converters.request import ConvertRequest, Plan, plan_of
@@ -66,7 +68,12 @@ def release(request: ConvertRequest, bundles: Path, report: Report) -> Bundle:
 def _convert(request: ConvertRequest, place: Callable[[Manifest], Path], beside: Path, report: Report) -> Bundle:
     plan = plan_of(request)
     start = time.monotonic()
-    with _opened(request.pool) as pool, staging_folder(beside) as staging:
+    with (
+        _opened(request.pool) as pool,
+        staging_folder(beside) as staging,
+        tempfile.TemporaryDirectory(prefix="edgeloop-") as pinned,
+    ):
+        source_sha256 = _digest(request.checkpoint)
         model = load_model(request.checkpoint, request.import_options)
         fp32 = ModelFile.write(staging, "fp32", "any", model.graph)
         again = (
@@ -74,13 +81,17 @@ def _convert(request: ConvertRequest, place: Callable[[Manifest], Path], beside:
             if request.calibration
             else None
         )
-        frames = choose_frames(request, pool, model, fp32.path, again)
+        frames = choose_frames(request, pool, model, fp32.path, again, Path(pinned))
+        if frames.drawn and frames.drawn.like_checked:
+            report(
+                f"note: {frames.drawn.like_checked} calibration frames look like frames of the gate; collect more that differ"
+            )
         parity = check_export(model, _canvases(model, frames))
         report(
             f"exported {model.name}, {len(model.names)} classes, {time.monotonic() - start:.1f} s: boxes within {parity.max_box_px:.2g} px "
             f"and scores within {parity.max_score:.1g} of the original"
         )
-        job = _Job(request, plan, model, fp32, frames, pool, report)
+        job = _Job(request, plan, model, fp32, frames, source_sha256, report)
         made = _make_files(job)
         _write_calibration(staging, job, made)
         write_report(staging, made.findings, with_pictures=request.pictures)
@@ -99,7 +110,7 @@ class _Job:
     model: ImportedModel
     fp32: ModelFile
     frames: Frames
-    pool: Pool | None
+    source_sha256: str
     report: Report
 
     @property
@@ -115,11 +126,13 @@ class _Job:
 
     @property
     def calibrated(self) -> Calibrated:
-        if self.pool is None or self.frames.drawn is None:
+        if self.frames.pinned is None or self.frames.drawn is None:
             raise ConversionError("INT8 needs frames to calibrate with; name a pool with --pool POOL")
-        entries = self.frames.drawn.calibration
-        batches = PoolBatches(self.pool, entries, self.model.preprocess)
-        return Calibrated(self.model.graph, batches, len(entries), self.fp32.path.parent, self.report)
+        entries, preprocess = self.frames.drawn.calibration, self.model.preprocess
+        return Calibrated(
+            self.model.graph, PoolBatches(self.frames.pinned, entries, preprocess), len(entries),
+            PoolGateFrames(self.frames.pinned, entries, preprocess), self.fp32.path.parent, self.report,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -127,53 +140,65 @@ class _Made:
     """The files that go into the bundle, and everything that was measured."""
 
     files: tuple[ModelFile, ...]
-    quantised: tuple[ModelFile, ...]
     findings: Findings
+
+    @property
+    def int8(self) -> tuple[ModelFile, ...]:
+        """Those whose ranges were calibrated."""
+        return tuple(file for file in self.files if file.precision == "int8")
 
 
 def _make_files(job: _Job) -> _Made:
     """FP32, then FP16 and INT8 as planned, then all of them measured in one run; what does not hold is left out."""
     gate = job.gate
-    if gate is None and job.plan.int8:
-        job.report("no INT8: there are too few frames to measure it on; collect more, or name labelled images with --data")
-    made = [job.fp32]
-    if job.plan.fp16:
+    if gate is None and (job.plan.int8 or job.plan.fp16):
+        job.report("FP32 only: there are too few frames to measure more on; collect more, or name labelled images with --data")
+    made, searches, skipped = [job.fp32], {}, list[str]()
+    if gate and job.plan.fp16:
         folder = job.fp32.path.parent
         made.append(ModelFile.write(folder, "fp16", "tensorrt-strong", with_half_floats(job.model.graph)))
-    floats = run_candidates(job.fp32.candidates(), gate, []) if gate and job.plan.int8 else {}
-    searches = {family: search_int8(family, job.calibrated, gate, floats) for family in job.plan.int8 if gate}
-    quantised = [search.file for search in searches.values() if search.holds]
-    for file in quantised:
-        made += tensorrt_files(file) if file.form == "tensorrt" else [file]
+    if gate and job.plan.int8:
+        floats = run_candidates(job.fp32.candidates(), gate, skipped)
+        searches = {family: search_int8(family, job.calibrated, gate, floats) for family in job.plan.int8}
+    for search in searches.values():
+        made += shipped_files(search.file) if search.holds else []
+        skipped += search.skipped
     if job.request.batch > 1:
         made += [rebatched(file, job.request.batch) for file in made]
-    runs, rows = _measure_all(made, gate, job.report)
-    files = [file for file in made if not rows or _has_sound_row(file, rows)]
+    runs, rows = _measure_all(made, gate, skipped, job.report)
+    files = tuple(file for file in made if not rows or _may_be_shipped(file, rows))
     kept = {file.path.name for file in files}
     for path in job.fp32.path.parent.glob("*.onnx"):
         if path.name not in kept:
             path.unlink()
-    stays = [row for row in rows if any((row.precision, row.form) == (file.precision, file.form) for file in files)]
+    stays = [
+        row
+        for row in rows
+        if any((row.precision, row.form, row.batch) == (file.precision, file.form, file.batch) for file in files)
+    ]
     left_out = [row for row in rows if row not in stays]
     left_out += [row for search in searches.values() if not search.holds for row in search.attempts]
     findings = Findings(
-        job.model.name, job.model.graph, gate, runs, (*stays, *left_out), prefer(stays, job.request.bars, left_out), job.frames.drawn,
-        searches, tuple(file.variant for file in files), Device.current(),
+        job.model.name, job.model.graph, gate, runs, (*stays, *left_out), prefer(stays, job.request.bars, left_out, skipped),
+        job.frames.drawn, searches, tuple(file.variant for file in files), Device.current(),
     )  # fmt: skip
-    return _Made(tuple(files), tuple(file for file in quantised if file.path.name in kept), findings)
+    return _Made(files, findings)
 
 
-def _has_sound_row(file: ModelFile, rows: Sequence[Parity]) -> bool:
-    """Whether some engine may run the file, at every batch that was measured; FP32 always stays."""
-    same = [row for row in rows if (row.precision, row.form) == (file.precision, file.form)]
-    return file.precision == "fp32" or any(is_sound(row, rows) for row in same)
+def _may_be_shipped(file: ModelFile, rows: Sequence[Parity]) -> bool:
+    """Whether some engine runs it right, at every batch that was measured; FP32 at batch 1 is the measure itself."""
+    if (file.precision, file.batch) == ("fp32", 1):
+        return True
+    same = [row for row in rows if (row.precision, row.form, row.batch) == (file.precision, file.form, file.batch)]
+    return any(not row.refused and (file.precision == "fp32" or is_sound(row, rows)) for row in same)
 
 
-def _measure_all(files: Sequence[ModelFile], gate: Gate | None, report: Report) -> tuple[dict[Candidate, Run], list[Parity]]:
+def _measure_all(
+    files: Sequence[ModelFile], gate: Gate | None, skipped: list[str], report: Report
+) -> tuple[dict[Candidate, Run], list[Parity]]:
     """Every file under every engine, interleaved; what could not be run is told."""
     if gate is None:
         return {}, []
-    skipped: list[str] = []
     runs = run_candidates([candidate for file in files for candidate in file.candidates()], gate, skipped)
     for reason in dict.fromkeys(skipped):
         report(f"not measured: {reason}")
@@ -222,9 +247,9 @@ def _canvases(model: ImportedModel, frames: Frames) -> list[NDArray[np.uint8]]:
 
 
 def _write_calibration(folder: Path, job: _Job, made: _Made) -> None:
-    if job.frames.drawn is not None and made.quantised:
+    if job.frames.drawn is not None and made.int8:
         key, digests = _calibration_key(job)
-        files = {file.path.name: file.model for file in made.quantised}
+        files = {file.path.name: file.model for file in made.int8}
         (folder / CALIBRATION_FILE).write_bytes(calibration_bytes(key, digests, files))
 
 
@@ -235,7 +260,7 @@ def _calibration_key(job: _Job) -> tuple[CalibrationKey, list[str]]:
 
 def _calibration(job: _Job, made: _Made) -> Calibration | None:
     drawn = job.frames.drawn
-    if drawn is None or not made.quantised:
+    if drawn is None or not made.int8:
         return None
     key, digests = _calibration_key(job)
     return Calibration(
@@ -247,7 +272,7 @@ def _calibration(job: _Job, made: _Made) -> Calibration | None:
 def _manifest(job: _Job, made: _Made) -> Manifest:
     request, model, preprocess = job.request, job.model, job.model.preprocess
     shapes = {item.name: [dim.dim_value for dim in item.type.tensor_type.shape.dim] for item in model.graph.graph.output}
-    lineage = {"checkpoint_sha256": _digest(request.checkpoint), **model.lineage, **request.lineage}
+    lineage = {"checkpoint_sha256": job.source_sha256, **model.lineage, **request.lineage}
     return Manifest(
         schema_version=SCHEMA_VERSION,
         name=model.name,

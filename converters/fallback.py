@@ -14,6 +14,7 @@ from converters.layers import Layer
 from converters.model_files import forms_of
 from converters.quantizer_passes import with_float_layers
 from converters.sensitivity import Sensitivity, SensitivityScan
+from runtime.errors import BackendError
 from runtime.manifest import Form, Parity
 
 _TO_BLAME = 0.5  # one layer that brings this share of its stretch's gain
@@ -73,17 +74,22 @@ class Quantised:
     form: Form
 
 
-def fall_back(quantised: Quantised, reference: Run, gate: Gate, slowest_ms: float, report: Report) -> Fallback:
+def fall_back(
+    quantised: Quantised, scan: SensitivityScan, reference: Run, gate: Gate, slowest_ms: float, report: Report
+) -> Fallback:
     """Returns layers to float, the most harmful first, until the gate holds.
 
     Args:
         quantised: what failed.
+        scan: of it.
         reference: FP32's run over the gate's frames.
         gate: the bars and frames.
         slowest_ms: a file slower than this is not worth having; the search ends there.
         report: told each step.
+
+    Raises:
+        BackendError: the engine refuses a graph with layers in float.
     """
-    scan = SensitivityScan(quantised.fp32, quantised.int8, quantised.engine, gate)
     ranking = scan.stretches()
     current = quantised.int8
     returned: list[list[Layer]] = []
@@ -148,12 +154,19 @@ def _flat(units: Sequence[Sequence[Layer]]) -> list[Layer]:
 
 
 def measured(models: Sequence[onnx.ModelProto], quantised: Quantised, reference: Run, gate: Gate) -> list[Parity]:
-    """The gate's rows of INT8 graphs under the engine that judges them, interleaved."""
+    """The gate's rows of INT8 graphs under the engine that judges them, interleaved.
+
+    Raises:
+        BackendError: the engine refuses one of them.
+    """
     with tempfile.TemporaryDirectory(prefix="edgeloop-") as folder:
         candidates = []
         for index, model in enumerate(models):
             path = Path(folder) / f"{index}.onnx"
             path.write_bytes(model.SerializeToString())
             candidates.append(Candidate("int8", quantised.form, quantised.engine, path))
-        runs = run_candidates(candidates, gate, [])
+        skipped: list[str] = []
+        runs = run_candidates(candidates, gate, skipped)
+    if skipped:
+        raise BackendError(skipped[0])
     return judge({_REFERENCE: reference, **runs}, gate, replicates=0)[1:]

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from calibration.gate_frames import GateFrames, LabeledGateFrames, PoolGateFrames
 from calibration.labels import LabeledImage, load_held_out
-from calibration.sampler import CalibrationFrames, Draw, sample_frames, time_spread
+from calibration.pinned import FrameReader, PinnedFrames
+from calibration.sampler import BY_EMBEDDING, CalibrationFrames, Draw, sample_frames, time_spread, unlike
 from converters.errors import ConversionError
 from converters.imported import ImportedModel
 from converters.request import DEFAULT_FRAMES, ConvertRequest
@@ -21,6 +22,7 @@ from runtime.manifest import Calibration
 from runtime.pool import Pool, PoolEntry
 from runtime.progress import Progress
 
+FEW_FRAMES = 32  # enough where a pool has no more that differ from the gate's: see benchmarks/results/calibration_samplers.json
 _DARK = 2.0  # mean grey level and deviation below which a frame shows nothing
 
 
@@ -31,14 +33,30 @@ class Frames:
     Attributes:
         drawn: the calibration frames; None without a pool.
         gate: the gate's frames; None where there is nothing to measure on.
+        pinned: where the calibration frames are read from; None without a pool.
     """
 
     drawn: CalibrationFrames | None
     gate: GateFrames | None
+    pinned: FrameReader | None = None
+
+
+@dataclass(frozen=True)
+class _Looks:
+    """How frames look to the model: its FP32 graph's embeddings."""
+
+    model: ImportedModel
+    fp32: Path
+    pinned: PinnedFrames
+
+    def at(self, entries: Sequence[PoolEntry]) -> NDArray[np.float32]:
+        """Of pool frames, all pinned before the first is looked at."""
+        self.pinned.pin(entries)
+        return embed(PoolGateFrames(self.pinned, entries, self.model.preprocess), self.fp32)
 
 
 def choose_frames(
-    request: ConvertRequest, pool: Pool | None, model: ImportedModel, fp32: Path, again: Calibration | None
+    request: ConvertRequest, pool: Pool | None, model: ImportedModel, fp32: Path, again: Calibration | None, folder: Path
 ) -> Frames:
     """Labelled images check where they are given, held-out pool frames elsewhere; everything else of the pool may calibrate.
 
@@ -48,6 +66,7 @@ def choose_frames(
         model: whose letterbox and embedding are used.
         fp32: its graph's file.
         again: an earlier calibration whose frames are taken; None draws anew.
+        folder: an empty one, where the chosen pool frames are pinned.
 
     Raises:
         ConversionError: labels of other classes, frames that are gone, or frames that show nothing.
@@ -58,22 +77,32 @@ def choose_frames(
     if pool is None:
         return Frames(None, gate)
     checked = frozenset(hashlib.sha256(item.path.read_bytes()).hexdigest() for item in items)
-    drawn = _again(pool, again, request, checked) if again else _draw(pool, request, model, fp32, checked)
-    _refuse_darkness(pool, drawn.calibration)
+    pinned = PinnedFrames(pool, folder)
+    looks = _Looks(model, fp32, pinned)
+    drawn = _again(pool, again, request, checked, looks) if again else _draw(pool, request, looks, checked, gate)
+    pinned.pin((*drawn.calibration, *drawn.held_out))
+    _refuse_darkness(pinned, drawn.calibration, pool.path)
     if gate is None and drawn.held_out:
-        gate = PoolGateFrames(pool, drawn.held_out, model.preprocess)
-    return Frames(drawn, gate)
+        gate = PoolGateFrames(pinned, drawn.held_out, model.preprocess)
+    return Frames(drawn, gate, pinned)
 
 
-def _draw(pool: Pool, request: ConvertRequest, model: ImportedModel, fp32: Path, checked: frozenset[str]) -> CalibrationFrames:
+def _draw(
+    pool: Pool, request: ConvertRequest, looks: _Looks, checked: frozenset[str], gate: GateFrames | None
+) -> CalibrationFrames:
     usable = sum(entry.sha256 not in checked for entry in pool.entries(request.until_s, with_embeddings=False))
     held_out = 0 if checked else min(request.gate_frames, usable // 4)
     count = request.frames or max(1, min(DEFAULT_FRAMES, usable - held_out))
-    draw = Draw(count, held_out, request.sampler, request.seed, request.until_s, checked)
-    return sample_frames(pool, draw, lambda entries: embed(pool, entries, model, fp32))
+    draw = Draw(
+        count, held_out, request.sampler, request.seed, request.until_s, checked, None if request.frames else FEW_FRAMES
+    )
+    like = embed(gate, looks.fp32) if gate is not None and request.sampler in BY_EMBEDDING else None
+    return sample_frames(pool, draw, looks.at, like)
 
 
-def _again(pool: Pool, again: Calibration, request: ConvertRequest, checked: frozenset[str]) -> CalibrationFrames:
+def _again(
+    pool: Pool, again: Calibration, request: ConvertRequest, checked: frozenset[str], looks: _Looks
+) -> CalibrationFrames:
     entries = {entry.sha256: entry for entry in pool.entries(request.until_s, with_embeddings=False)}
     frames = again.frame_sha256
     if checked & set(frames):
@@ -85,23 +114,31 @@ def _again(pool: Pool, again: Calibration, request: ConvertRequest, checked: fro
         raise ConversionError(
             f"{len(gone)} of the {len(frames)} frames of --calibration are not in pool {pool.path}; leave --calibration out"
         )
+    calibration = tuple(entries[digest] for digest in frames)
     rest = [entry for digest, entry in entries.items() if digest not in set(frames)]
-    held_out = () if checked else tuple(time_spread(rest, request.gate_frames, request.seed + 1))
+    held_out = () if checked or not rest else _unlike(calibration, rest, request, looks)
     return CalibrationFrames(
-        tuple(entries[digest] for digest in frames), held_out, again.sampler, again.seed, radius=again.radius,
-        mean_distance=again.mean_distance,
+        calibration, held_out, again.sampler, again.seed, radius=again.radius, mean_distance=again.mean_distance
     )  # fmt: skip
 
 
-def embed(pool: Pool, entries: Sequence[PoolEntry], model: ImportedModel, fp32: Path) -> NDArray[np.float32]:
-    """The FP32 graph's embeddings of pool frames: float32 (n, d), L2-normalised."""
+def _unlike(
+    calibration: Sequence[PoolEntry], rest: Sequence[PoolEntry], request: ConvertRequest, looks: _Looks
+) -> tuple[PoolEntry, ...]:
+    """Frames for the check that look like none that calibrates, spread over time; any where there are none."""
+    candidates = time_spread(rest, 2 * request.gate_frames, request.seed + 1)
+    there, here = looks.at(calibration), looks.at(candidates)
+    fresh = [candidates[row] for row in unlike(here, range(len(candidates)), there)] or candidates
+    return tuple(time_spread(fresh, request.gate_frames, request.seed + 1))
+
+
+def embed(frames: GateFrames, fp32: Path) -> NDArray[np.float32]:
+    """The FP32 graph's embeddings of letterboxed frames: float32 (n, d), L2-normalised."""
     backend = open_model("onnxruntime", fp32, "fp32")
-    canvas = model.preprocess.buffer()
     found = []
-    with Progress("looking at the pool", len(entries)) as progress:
-        for entry in entries:
-            model.preprocess.letterbox(pool.read(entry), canvas[0])
-            found.append(backend.infer(canvas).embedding[0].copy())
+    with Progress("looking at frames", len(frames)) as progress:
+        for frame in frames:
+            found.append(backend.infer(frame.canvas[None]).embedding[0].copy())
             progress.advance()
     backend.close()
     return np.stack(found)
@@ -119,9 +156,9 @@ def _labeled(request: ConvertRequest, model: ImportedModel) -> tuple[LabeledImag
     return tuple(time_spread(dataset.val, request.gate_frames, request.seed))
 
 
-def _refuse_darkness(pool: Pool, entries: Sequence[PoolEntry]) -> None:
+def _refuse_darkness(frames: FrameReader, entries: Sequence[PoolEntry], pool: Path) -> None:
     """A camera with its cap on gives ranges that fit nothing."""
-    if all(max(float(image.mean()), float(image.std())) < _DARK for image in (pool.read(entry) for entry in entries)):
+    if all(max(float(image.mean()), float(image.std())) < _DARK for image in (frames.read(entry) for entry in entries)):
         raise ConversionError(
-            f"all {len(entries)} calibration frames of {pool.path} are black; collect frames that show something, or name another --pool"
+            f"all {len(entries)} calibration frames of {pool} are black; collect frames that show something, or name another --pool"
         )

@@ -24,7 +24,7 @@ from calibration.gate_frames import GateFrame, GateFrames
 from converters.tally import SCORE_MARGIN, Tally
 from runtime.backends import SETTLE_S, Backend, open_model, warm
 from runtime.detections import Detections
-from runtime.errors import BackendError, MissingPackageError
+from runtime.errors import BackendError, EdgeloopError, MissingPackageError
 from runtime.manifest import Form, LabeledAccuracy, Parity, Precision, Preferred, is_for
 from runtime.metrics import percentiles
 from runtime.postprocess import Thresholds, detections_from_outputs
@@ -119,7 +119,10 @@ def candidates_of(files: Sequence[tuple[Precision, Form, int, Path]], engines: S
 def run_candidates(candidates: Sequence[Candidate], gate: Gate, skipped: list[str]) -> dict[Candidate, Run]:
     """Runs all candidates over all frames in blocks, turn by turn, so that a slow minute of the machine hits all alike.
 
-    Candidates whose engine is missing or refuses the file are left out; the reason is appended to `skipped`.
+    Candidates whose engine is missing, refuses the file or fails to run it are left out; the reason is appended to `skipped`.
+
+    Raises:
+        MissingPackageError, BackendError: the same for the reference.
     """
     backends = _opened(candidates, skipped)
     runs = {candidate: Run() for candidate in backends}
@@ -128,9 +131,14 @@ def run_candidates(candidates: Sequence[Candidate], gate: Gate, skipped: list[st
     try:
         with Progress("measuring", len(gate.frames)) as progress:
             for block in _blocks(gate.frames, -(-_BLOCK // largest) * largest):
-                for candidate, backend in backends.items():
+                for candidate in list(backends):
                     time.sleep(SETTLE_S)
-                    _run_block(backend, candidate.batch, block, thresholds, runs[candidate])
+                    try:
+                        _run_block(backends[candidate], candidate.batch, block, thresholds, runs[candidate])
+                    except BackendError as error:
+                        _leave_out(candidate, error, skipped)
+                        backends.pop(candidate).close()
+                        del runs[candidate]
                 progress.advance(steps=len(block))
     finally:
         for backend in backends.values():
@@ -155,10 +163,14 @@ def judge(runs: Mapping[Candidate, Run], gate: Gate, replicates: int = REPLICATE
     return found
 
 
-def prefer(rows: Sequence[Parity], bars: Bars, left_out: Sequence[Parity] = ()) -> Preferred:
+def prefer(rows: Sequence[Parity], bars: Bars, left_out: Sequence[Parity] = (), skipped: Sequence[str] = ()) -> Preferred:
     """The fastest sound engine and precision at batch 1; anything but FP32 must be worth its while.
 
-    `left_out` are measurements of files that are not there any more: they are told, not chosen.
+    Args:
+        rows: of the files that are there.
+        bars: for the speed.
+        left_out: measurements of files that are not there any more: they are told, not chosen.
+        skipped: why an engine did not run a file: told.
     """
     here = [row for row in rows if row.batch == 1 and not row.is_proxy]
     sound = [row for row in here if is_sound(row, rows)]
@@ -171,6 +183,9 @@ def prefer(rows: Sequence[Parity], bars: Bars, left_out: Sequence[Parity] = ()) 
     best = min(sound, key=lambda row: row.latency_p50_ms)
     refusals = [f"{row.precision} on {row.engine}: {row.refused}" for row in (*here, *left_out) if row.refused]
     told = "; refused: " + ", ".join(dict.fromkeys(refusals)) if refusals else ""
+    told += "".join(f"; not measured: {reason}" for reason in dict.fromkeys(skipped))
+    if any(row.is_proxy and not row.refused for row in rows):
+        told += "; TensorRT's files hold by proxy and were not timed: this verdict is for this machine's CPU"
     if best.precision == "fp32":
         reason = f"FP32 is the fastest that holds, p50 {fp32.latency_p50_ms:.1f} ms{told}"
         return Preferred(engine=fp32.engine, precision="fp32", reason=reason)
@@ -201,15 +216,15 @@ def _opened(candidates: Sequence[Candidate], skipped: list[str]) -> dict[Candida
     for candidate in candidates:
         try:
             backends[candidate] = open_model(candidate.engine, candidate.path, candidate.precision)
-        except MissingPackageError as error:
-            if candidate.is_reference:
-                raise
-            skipped.append(str(error))
-        except BackendError as error:
-            if candidate.is_reference:
-                raise
-            skipped.append(str(error))
+        except (MissingPackageError, BackendError) as error:
+            _leave_out(candidate, error, skipped)
     return backends
+
+
+def _leave_out(candidate: Candidate, error: EdgeloopError, skipped: list[str]) -> None:
+    if candidate.is_reference:
+        raise error
+    skipped.append(str(error))
 
 
 def _blocks(frames: GateFrames, size: int) -> Iterator[list[GateFrame]]:

@@ -1,29 +1,34 @@
 """From FP32 to the INT8 file that one family of engines runs both fast and right on this device, or the reason why none is.
 
 What works differs from CPU to CPU, so nothing is assumed: the usual file is measured first, then one with 7-bit weights
-(without VNNI 8-bit products overflow), then layers return to float.
+(without VNNI 8-bit products overflow), then layers return to float. The search looks at calibration frames; the gate's
+frames and labels are kept for the verdict, and only say whether a file holds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from calibration.gate_frames import GateFrames
 from converters.fallback import Quantised, Step, fall_back
 from converters.gate import Candidate, Gate, Run, judge, run_candidates
-from converters.model_files import ModelFile
-from converters.polish import Polish
+from converters.model_files import ModelFile, shipped_files
+from converters.polish import polished_layers
 from converters.qdq_from_onnx import Family, qdq_from_onnx
 from converters.quantizer_passes import with_float_layers
 from converters.sensitivity import Sensitivity, SensitivityScan
+from runtime.errors import BackendError
 from runtime.manifest import Form, Parity
 
 Report = Callable[[str], None]
+
+_FORM: dict[Family, Form] = {"cpu": "cpu", "tensorrt": "tensorrt"}
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,7 @@ class Calibrated:
         fp32: the float graph.
         batches: calibration input, uint8 (1, h, w, 3); iterated more than once.
         count: how many there are.
+        frames: the same, for the search to look at.
         folder: where files go.
         report: told each step.
     """
@@ -41,112 +47,150 @@ class Calibrated:
     fp32: onnx.ModelProto
     batches: Iterable[NDArray[np.uint8]]
     count: int
+    frames: GateFrames
     folder: Path
     report: Report
 
 
-@dataclass
+@dataclass(frozen=True)
 class Int8Search:
     """What was tried for one family.
 
     Attributes:
         file: the INT8 file that holds, or the last one tried.
-        holds: whether some engine of the family may run it; None where there was nothing to measure on.
+        holds: whether it may be shipped, in all its forms.
         attempts: every measurement on the way.
         runs: of the file before layers returned to float, under each engine of the family.
         steps: of the fallback, if there was one.
         sensitivity: what each stretch of layers gains when it alone is float.
+        skipped: why an engine did not run the file, if one did not.
     """
 
     file: ModelFile
-    holds: bool | None = None
-    attempts: list[Parity] = field(default_factory=list)
+    holds: bool
+    attempts: tuple[Parity, ...] = ()
     runs: dict[Candidate, Run] = field(default_factory=dict)
     steps: tuple[Step, ...] = ()
     sensitivity: tuple[Sensitivity, ...] = ()
+    skipped: tuple[str, ...] = ()
 
 
-def search_int8(family: Family, calibrated: Calibrated, gate: Gate | None, floats: dict[Candidate, Run]) -> Int8Search:
-    """Quantises for `family` and, where there is a gate, changes the file until the gate holds.
+def search_int8(family: Family, calibrated: Calibrated, gate: Gate, floats: dict[Candidate, Run]) -> Int8Search:
+    """Quantises for `family` and changes the file until the gate holds.
 
     Args:
         family: of engines.
         calibrated: graph and frames.
-        gate: None gives the first file, unmeasured.
+        gate: the bars, and the frames that decide.
         floats: FP32's runs over the gate's frames, the reference's among them.
     """
-    search = Int8Search(_quantise(family, calibrated, seven_bit_weights=False))
-    if gate is None:
-        return search
-    search.runs, rows = _measure(search.file, gate, floats)
-    search.attempts += rows
     slowest_ms = _slowest_worth_ms(family, floats, gate)
-    search.holds = _holds(rows, slowest_ms)
-    if not rows or rows[0].boxes < gate.bars.boxes:  # nothing to compare: no other file can mend that
-        return search
-    if family == "cpu" and not search.holds:
-        other = _quantise(family, calibrated, seven_bit_weights=True)
-        runs, again = _measure(other, gate, floats)
-        search.attempts += again
-        if _holds(again, slowest_ms) or _best_agreement(again) > _best_agreement(rows):
-            search.file, search.holds, search.runs, rows = other, _holds(again, slowest_ms), runs, again
-        else:
-            search.file = search.file.again()  # the other one was written to the same place
-    if not search.holds:
-        _fall_back(search, rows, calibrated, gate, floats)
-    else:
-        sound = [row for row in rows if not row.refused]
-        reference = next(run for candidate, run in floats.items() if candidate.is_reference)
-        _polish(search, min(sound, key=lambda row: row.latency_p50_ms).engine, calibrated, gate, reference)
-    return search
+    reference = next(candidate for candidate in floats if candidate.is_reference)
+    measure = Measure(calibrated, gate, {reference: floats[reference]}, slowest_ms)
+    tried, attempts = _first_try(family, measure)
+    kept = Int8Search(tried.file, measure.holds(tried), attempts, tried.runs, skipped=tried.skipped)
+    if not tried.rows or tried.rows[0].boxes < gate.bars.boxes:  # nothing to compare: no other file can mend that
+        return kept
+    quantised = Quantised(calibrated.fp32, tried.file.model, tried.engine, tried.file.form)
+    scan = SensitivityScan(quantised.fp32, quantised.int8, quantised.engine, calibrated.frames, gate.thresholds.iou)
+    try:
+        return polished(kept, quantised, scan, measure) if kept.holds else _mended(kept, quantised, scan, measure)
+    except BackendError as error:  # an engine that runs the whole INT8 file, and not one with layers in float
+        return replace(kept, skipped=(*kept.skipped, str(error)))
 
 
-def _quantise(family: Family, calibrated: Calibrated, *, seven_bit_weights: bool) -> ModelFile:
-    calibrated.report(f"quantising for {family}{', 7-bit weights' if seven_bit_weights else ''} with {calibrated.count} frames")
-    model = qdq_from_onnx(calibrated.fp32, calibrated.batches, calibrated.count, family, seven_bit_weights=seven_bit_weights)
-    form: Form = "cpu" if family == "cpu" else "tensorrt"
-    return ModelFile.write(calibrated.folder, "int8", form, model)
+@dataclass(frozen=True)
+class _Tried:
+    """A file, and how it did in all its forms under all engines of its family."""
+
+    file: ModelFile
+    runs: dict[Candidate, Run]
+    rows: tuple[Parity, ...]
+    skipped: tuple[str, ...]
+
+    @property
+    def agreement(self) -> float:
+        """The best of its engines."""
+        return max((row.f1_against_fp32 for row in self.rows), default=0.0)
+
+    @property
+    def engine(self) -> str:
+        """The fastest that runs it right; where none does, the fastest."""
+        return min(self.rows, key=lambda row: (bool(row.refused), row.latency_p50_ms)).engine
 
 
-def _measure(file: ModelFile, gate: Gate, floats: dict[Candidate, Run]) -> tuple[dict[Candidate, Run], list[Parity]]:
-    runs = run_candidates(file.candidates(), gate, [])
-    reference = {candidate: run for candidate, run in floats.items() if candidate.is_reference}
-    return runs, [row for row in judge({**reference, **runs}, gate, replicates=0) if row.precision == "int8"]
+@dataclass(frozen=True)
+class Measure:
+    """How a file is made and judged."""
+
+    calibrated: Calibrated
+    gate: Gate
+    reference: dict[Candidate, Run]
+    slowest_ms: float
+
+    def quantised(self, family: Family, *, seven_bit_weights: bool) -> _Tried:
+        """A new file, measured."""
+        told, given = ", 7-bit weights" if seven_bit_weights else "", self.calibrated
+        given.report(f"quantising for {family}{told} with {given.count} frames")
+        model = qdq_from_onnx(given.fp32, given.batches, given.count, family, seven_bit_weights=seven_bit_weights)
+        return self.tried(ModelFile.write(given.folder, "int8", _FORM[family], model))
+
+    def tried(self, file: ModelFile) -> _Tried:
+        """A file, measured in every form that is shipped of it."""
+        skipped: list[str] = []
+        candidates = [candidate for shipped in shipped_files(file) for candidate in shipped.candidates()]
+        runs = run_candidates(candidates, self.gate, skipped)
+        for reason in skipped:
+            self.calibrated.report(f"not measured: {reason}")
+        rows = judge({**self.reference, **runs}, self.gate, replicates=0)[1:]
+        return _Tried(file, runs, tuple(rows), tuple(skipped))
+
+    def holds(self, tried: _Tried) -> bool:
+        """Whether a file may be shipped.
+
+        TensorRT: whether every form is right. CPUs: whether some engine runs it right and fast enough; where none is fast
+        enough, whether one runs it right.
+        """
+        if tried.file.form != "cpu":
+            return bool(tried.rows) and all(not row.refused for row in tried.rows)
+        fast = [row for row in tried.rows if row.latency_p50_ms <= self.slowest_ms]
+        return any(not row.refused for row in fast or tried.rows)
 
 
-def _holds(rows: Sequence[Parity], slowest_ms: float) -> bool:
-    """Whether some engine runs the file right and fast enough; where none is fast enough, whether one runs it right."""
-    fast = [row for row in rows if row.latency_p50_ms <= slowest_ms]
-    return any(not row.refused for row in fast or rows)
+def _first_try(family: Family, measure: Measure) -> tuple[_Tried, tuple[Parity, ...]]:
+    """The usual file, or on a CPU where that fails the one with 7-bit weights if it is better; and all that was measured."""
+    usual = measure.quantised(family, seven_bit_weights=False)
+    if family != "cpu" or measure.holds(usual) or not usual.rows or usual.rows[0].boxes < measure.gate.bars.boxes:
+        return usual, usual.rows
+    other = measure.quantised(family, seven_bit_weights=True)
+    attempts = (*usual.rows, *other.rows)
+    if measure.holds(other) or other.agreement > usual.agreement:
+        return other, attempts
+    return replace(usual, file=usual.file.again()), attempts  # the other one was written to the same place
 
 
-def _best_agreement(rows: Sequence[Parity]) -> float:
-    return max((row.f1_against_fp32 for row in rows), default=0.0)
+def _mended(kept: Int8Search, quantised: Quantised, scan: SensitivityScan, measure: Measure) -> Int8Search:
+    report, (reference,) = measure.calibrated.report, measure.reference.values()
+    failed = min((row for row in kept.attempts if row.refused), key=lambda row: row.engine != quantised.engine)
+    report(f"the gate does not hold on {failed.engine}: {failed.refused}; looking for the layers that INT8 hurts")
+    found = fall_back(quantised, scan, reference, measure.gate, measure.slowest_ms, report)
+    file = ModelFile.write(measure.calibrated.folder, "int8", quantised.form, found.model, 1, found.float_layers)
+    return replace(kept, file=file, holds=found.holds, steps=found.steps, sensitivity=found.sensitivity)
 
 
-def _fall_back(
-    search: Int8Search, rows: Sequence[Parity], calibrated: Calibrated, gate: Gate, floats: dict[Candidate, Run]
-) -> None:
-    engine = min(rows, key=lambda row: row.latency_p50_ms).engine
-    reference = next(run for candidate, run in floats.items() if candidate.is_reference)
-    form = search.file.form
-    slowest_ms = _slowest_worth_ms("cpu" if form == "cpu" else "tensorrt", floats, gate)
-    calibrated.report(f"the gate does not hold on {engine}: {rows[0].refused}; looking for the layers that INT8 hurts")
-    found = fall_back(
-        Quantised(calibrated.fp32, search.file.model, engine, form), reference, gate, slowest_ms, calibrated.report
-    )
-    search.steps, search.holds, search.sensitivity = found.steps, found.holds, found.sensitivity
-    search.file = ModelFile.write(calibrated.folder, "int8", form, found.model, 1, found.float_layers)
-
-
-def _polish(search: Int8Search, engine: str, calibrated: Calibrated, gate: Gate, reference: Run) -> None:
-    scan = SensitivityScan(calibrated.fp32, search.file.model, engine, gate)
-    search.sensitivity = tuple(scan.stretches())
-    quantised = Quantised(calibrated.fp32, search.file.model, engine, search.file.form)
-    returned = Polish(quantised, scan, reference, gate, calibrated.report).layers(search.sensitivity)
-    if returned:
-        model = with_float_layers(search.file.model, calibrated.fp32, returned)
-        search.file = ModelFile.write(calibrated.folder, "int8", search.file.form, model, 1, [layer.name for layer in returned])
+def polished(kept: Int8Search, quantised: Quantised, scan: SensitivityScan, measure: Measure) -> Int8Search:
+    """With some layers in float, if the whole gate holds then as well."""
+    kept = replace(kept, sensitivity=tuple(scan.stretches()))
+    returned = polished_layers(quantised, scan, kept.sensitivity, measure.calibrated.report)
+    if not returned:
+        return kept
+    model = with_float_layers(quantised.int8, quantised.fp32, returned)
+    names = [layer.name for layer in returned]
+    tried = measure.tried(ModelFile.write(measure.calibrated.folder, "int8", quantised.form, model, 1, names))
+    if measure.holds(tried):
+        return replace(kept, file=tried.file, attempts=(*kept.attempts, *tried.rows))
+    measure.calibrated.report("with these layers in float the gate does not hold; they stay in INT8")
+    return replace(kept, file=kept.file.again(), attempts=(*kept.attempts, *tried.rows))
 
 
 def _slowest_worth_ms(family: Family, floats: dict[Candidate, Run], gate: Gate) -> float:

@@ -76,10 +76,15 @@ def rebatched(file: ModelFile, batch: int) -> ModelFile:
     return ModelFile.write(file.path.parent, file.precision, file.form, with_batch(file.model, batch), batch, file.float_layers)
 
 
-def tensorrt_files(signed: ModelFile) -> list[ModelFile]:
-    """Both forms of TensorRT's INT8: float weights behind Q/DQ pairs for weak typing, FP16 baked in for strong typing."""
-    weak, strong = forms_of(signed.model, signed.form)
-    folder, floats = signed.path.parent, signed.float_layers
+def shipped_files(int8: ModelFile) -> list[ModelFile]:
+    """The files of a family's INT8 graph: itself for CPUs.
+
+    For TensorRT both forms: float weights behind Q/DQ pairs for weak typing, FP16 baked in for strong typing.
+    """
+    if int8.form == "cpu":
+        return [int8]
+    weak, strong = forms_of(int8.model, int8.form)
+    folder, floats = int8.path.parent, int8.float_layers
     return [
         ModelFile.write(folder, "int8", "tensorrt", weak, 1, floats),
         ModelFile.write(folder, "int8", "tensorrt-strong", strong, 1, floats),
@@ -87,5 +92,5 @@ def tensorrt_files(signed: ModelFile) -> list[ModelFile]:
 
 
 def forms_of(int8: onnx.ModelProto, form: Form) -> tuple[onnx.ModelProto, ...]:
-    """The graphs that are shipped for a family's INT8 graph: itself for CPUs, the weak and the strong form for TensorRT."""
+    """The graphs of those files."""
     return (int8,) if form == "cpu" else (with_float_weights(int8), with_half_floats(int8))

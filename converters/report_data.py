@@ -86,7 +86,7 @@ class LayerTold:
 class Int8Told:
     """See `converters.int8_search.Int8Search`; `layers` are those of the last file tried."""
 
-    holds: bool | None
+    holds: bool
     float_layers: tuple[str, ...]
     steps: tuple[Step, ...]
     sensitivity: tuple[Sensitivity, ...]

@@ -1,4 +1,4 @@
-"""Which layers does INT8 hurt? Each group is returned to float by itself and the change on the gate's frames is measured.
+"""Which layers does INT8 hurt? Each group is returned to float by itself and the change on frames is measured.
 
 Groups are stretches of consecutive layers first; only the stretch that matters is taken apart, so a model of 90 layers
 needs about 20 measurements and not 90.
@@ -18,7 +18,6 @@ import onnx
 
 from calibration.gate_frames import GateFrame, GateFrames
 from calibration.matching import match_boxes
-from converters.gate import Gate
 from converters.layers import Layer, layers_of
 from converters.quantizer_passes import with_float_layers
 from runtime.backends import Backend, open_model
@@ -27,7 +26,7 @@ from runtime.postprocess import Thresholds, detections_from_outputs
 from runtime.progress import Progress
 
 STRETCHES = 16
-FRAMES = 8  # the ranking of a saturated layer is plain on a few frames; the gate itself uses all
+FRAMES = 16  # a saturated layer is plain on a few frames; small harm needs some more
 _TIMINGS = 51
 _LOWEST_SCORE = 0.05  # weaker boxes are noise in both
 
@@ -48,17 +47,21 @@ class Sensitivity:
 
 
 class SensitivityScan:
-    """Measures groups of layers of one INT8 file under one engine.
+    """Measures groups of layers of one INT8 file under one engine, on at most `FRAMES` of the frames.
 
     Attributes:
         layers: of the float graph.
         base: distance of the INT8 graph itself.
     """
 
-    def __init__(self, fp32: onnx.ModelProto, int8: onnx.ModelProto, engine: str, gate: Gate) -> None:
-        self._fp32, self._int8, self._engine, self._gate = fp32, int8, engine, gate
+    def __init__(
+        self, fp32: onnx.ModelProto, int8: onnx.ModelProto, engine: str, frames: GateFrames, iou: float | None
+    ) -> None:
+        """`iou` is the release's own of the non-maximum suppression, None where the head needs none."""
+        self._fp32, self._int8, self._engine = fp32, int8, engine
+        self._thresholds = Thresholds(_LOWEST_SCORE, iou)
         self.layers = _quantised_layers(fp32, int8)
-        self._frames = _spread(gate.frames, FRAMES)
+        self._frames = _spread(frames, FRAMES)
         self._expected = self._detections(fp32)
         self.base = self._distance(int8)
 
@@ -95,10 +98,10 @@ class SensitivityScan:
         return score_distance(list(pairs))
 
     def _detections(self, model: onnx.ModelProto) -> list[Detections]:
-        low = Thresholds(_LOWEST_SCORE, self._gate.thresholds.iou)
         with opened(model, self._engine) as backend:
             return [
-                detections_from_outputs(backend.infer(frame.canvas[None]), 0, frame.letterbox, low) for frame in self._frames
+                detections_from_outputs(backend.infer(frame.canvas[None]), 0, frame.letterbox, self._thresholds)
+                for frame in self._frames
             ]
 
 

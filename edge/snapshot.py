@@ -5,8 +5,8 @@ A killed run resumes on exactly the frames that it began with. Links cost no spa
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import os
 import shutil
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from edge.errors import TrainingError
 from runtime.errors import PoolError
+from runtime.files import link_or_copy
 from runtime.images import decode_image
 from runtime.pool import Pool
 
@@ -54,7 +55,8 @@ class Snapshot:
                 shutil.rmtree(partial, ignore_errors=True)
                 partial.mkdir(parents=True)
                 for position, entry in enumerate(entries):
-                    _link(opened.file_of(entry), partial / f"{position:07d}-{entry.sha256}.jpg")
+                    with contextlib.suppress(FileNotFoundError):  # evicted a moment ago
+                        link_or_copy(opened.file_of(entry), partial / f"{position:07d}-{entry.sha256}.jpg")
                 shutil.rmtree(folder / FRAMES, ignore_errors=True)
                 partial.rename(folder / FRAMES)
             except OSError as error:
@@ -90,16 +92,6 @@ class Snapshot:
     def remove(self) -> None:
         """Forgets the frames, once the run is done."""
         shutil.rmtree(self._folder, ignore_errors=True)
-
-
-def _link(source: Path, target: Path) -> None:
-    """A frame that was evicted a moment ago is left out."""
-    try:
-        os.link(source, target)
-    except FileNotFoundError:
-        return
-    except OSError:  # another file system, or one without hard links
-        shutil.copyfile(source, target)
 
 
 def _sha256_in_name(path: Path) -> str:

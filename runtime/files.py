@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from pathlib import Path
 
 
@@ -42,3 +43,17 @@ def point_link(link: Path, target_name: str) -> None:
     partial.unlink(missing_ok=True)
     partial.symlink_to(target_name)
     partial.replace(link)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Makes `target` the same file as `source`, or a copy across file systems.
+
+    Raises:
+        OSError: `source` is gone, or the folder cannot be written.
+    """
+    try:
+        os.link(source, target)
+    except FileNotFoundError:
+        raise
+    except OSError:  # another file system, or one without hard links
+        shutil.copyfile(source, target)

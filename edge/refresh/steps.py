@@ -179,7 +179,7 @@ def _convert(request: RefreshRequest, detector: Path, released: Bundle, until_s:
     thresholds = released.manifest.thresholds
     wanted = ConvertRequest(
         detector, request.pool, request.imgsz, confidence=thresholds.confidence, iou=thresholds.iou, seed=request.seed,
-        until_s=until_s, lineage={"refreshed_from": released.digest},
+        until_s=until_s, lineage={"refreshed_from": released.digest}, pictures=False,
     )  # fmt: skip
     return {"bundle": str(convert_into(wanted, request.bundles, to_stderr).path)}
 

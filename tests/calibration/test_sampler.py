@@ -97,6 +97,27 @@ def test_sample_frames__by_embedding_without_near_duplicates(pool_dir: Path) -> 
         assert scene.isdisjoint({int(entry.captured_wall_s - 1000) // 4 for entry in one_checked.calibration})
 
 
+@pytest.mark.parametrize(
+    ("draw", "count", "like_checked"),
+    [
+        (Draw(4, 0, "k-center"), 4, 0),
+        (Draw(20, 0, "k-center"), 20, 0),  # with near-duplicates, but none of the checked scene
+        (Draw(22, 0, "k-center"), 22, 2),  # more than there are elsewhere, and that many are wanted
+        (Draw(22, 0, "k-center", least=12), 20, 0),
+    ],
+)
+def test_sample_frames__what_looks_like_the_check_calibrates_last(
+    pool_dir: Path, draw: Draw, count: int, like_checked: int
+) -> None:
+    def embed(entries: Sequence[PoolEntry]) -> NDArray[np.float32]:
+        return np.eye(8, dtype=np.float32)[[int(entry.captured_wall_s - 1000) // 4 for entry in entries]]
+
+    with Pool.open(pool_dir) as pool:
+        frames = sample_frames(pool, draw, embed, checked=np.eye(8, dtype=np.float32)[:1])
+    assert (len(frames.calibration), frames.like_checked) == (count, like_checked)
+    assert sum(entry.captured_wall_s < 1004 for entry in frames.calibration) == like_checked
+
+
 def test_sample_frames__without_given_ones_until_a_time(pool_dir: Path) -> None:
     with Pool.open(pool_dir) as pool:
         first = pool.entries()[0].sha256

@@ -98,7 +98,7 @@ def findings_of(*, holds: bool = True, labeled: bool = True) -> Findings:
         sensitivity=(Sensitivity((FIRST, SECOND), 0.5, -0.125), Sensitivity((THIRD,), 0.25, 0.25)),
     )  # fmt: skip
     rows = tuple(judge({**floats, INT8: int8}, gate, replicates=20))
-    drawn = CalibrationFrames((), (), "k-center", 3, 5, 1, 0.25, 0.125, coverage_map(np.eye(5, dtype=np.float32), [0, 2]))
+    drawn = CalibrationFrames((), (), "k-center", 3, 5, 1, 0, 0.25, 0.125, coverage_map(np.eye(5, dtype=np.float32), [0, 2]))
     device = Device(cpu=f"CPU {HOSTILE}", machine="x86_64", isa=("avx2",), engines={"openvino": "2026.4"})
     runs = {**floats, INT8: int8} if holds else floats
     variants = (search.file.variant,) if holds else ()

@@ -1,19 +1,26 @@
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
+import cv2
 import onnx
 import pytest
+import yaml
 
 from converters.bundle_writer import staging_folder
 from converters.convert import convert, parity_table, release
 from converters.errors import CheckpointError, ConversionError
+from converters.examine import verify_bundle
 from converters.gate import Bars
 from converters.request import ConvertRequest
 from runtime.bundle import Bundle
 from runtime.errors import EdgeloopError, PoolError
+from runtime.sources.simulated import CLASS_NAMES, Line
 from tests.conftest import fill_pool
+
+NO_BARS = Bars(agreement=0, at_threshold=0, mean_iou=0, score_shift=1, boxes=0, f1_drop=1, map_drop=1)
 
 
 def test_convert__records_what_it_did(bundle: Bundle, pool_dir: Path) -> None:
@@ -81,9 +88,8 @@ def test_bundle__an_onnx_with_external_data_is_refused(bundle: Bundle, tmp_path:
 def test_convert__the_same_frames_again_and_a_larger_batch(
     bundle: Bundle, checkpoint: Path, pool_dir: Path, tmp_path: Path
 ) -> None:
-    bars = Bars(agreement=0, at_threshold=0, mean_iou=0, score_shift=1, boxes=0)
     request = ConvertRequest(
-        checkpoint, pool_dir, confidence=0.001, bars=bars, calibration=bundle.path, batch=2, gate_frames=5, pictures=False
+        checkpoint, pool_dir, confidence=0.001, bars=NO_BARS, calibration=bundle.path, batch=2, gate_frames=5, pictures=False
     )
     again = convert(request, tmp_path / "b", lambda _: None).manifest
     assert bundle.manifest.calibration is not None
@@ -98,6 +104,35 @@ def test_convert__the_same_frames_again_and_a_larger_batch(
         assert one.f1_against_fp32 == pytest.approx(two.f1_against_fp32, abs=0.05)
 
 
+def test_convert__tensorrt_with_labels_and_a_larger_batch(checkpoint: Path, pool_dir: Path, tmp_path: Path) -> None:
+    line = Line(7, (96, 96))
+    for folder in ("images", "labels"):
+        (tmp_path / "set" / folder).mkdir(parents=True)
+    for index in range(6):
+        cv2.imwrite(str(tmp_path / "set" / "images" / f"{index}.png"), line.image(index * 5))
+        (tmp_path / "set" / "labels" / f"{index}.txt").write_text("0 0.5 0.5 0.2 0.2\n")
+    data = tmp_path / "set" / "data.yaml"
+    data.write_text(yaml.safe_dump({"path": str(tmp_path / "set"), "val": "images", "names": list(CLASS_NAMES)}))
+    request = ConvertRequest(
+        checkpoint, pool_dir, confidence=0.001, bars=NO_BARS, batch=2, target="tensorrt", data=data, frames=8, pictures=False
+    )
+    made = convert(request, tmp_path / "b", lambda _: None)
+    kinds = {(row.precision, row.form, row.batch) for row in made.manifest.variants}
+    forms = (("fp32", "any"), ("fp16", "tensorrt-strong"), ("int8", "tensorrt"), ("int8", "tensorrt-strong"))
+    assert kinds == {(precision, form, batch) for precision, form in forms for batch in (1, 2)}
+    assert all(row.labeled is not None and row.labeled.images == 6 for row in made.manifest.parity)
+    assert made.manifest.preferred.precision == "fp32"
+    assert "TensorRT's files hold by proxy and were not timed" in made.manifest.preferred.reason
+    ranges = json.loads((made.path / "calibration.json").read_text())["ranges"]
+    assert set(ranges) == {row.file for row in made.manifest.variants if row.precision == "int8"}
+    assert verify_bundle(made.path, None)["digest"] == made.digest
+
+
+def test_convert__what_was_not_measured_is_not_made(checkpoint: Path, tmp_path: Path) -> None:
+    made = convert(ConvertRequest(checkpoint, target="tensorrt", precision="fp16"), tmp_path / "b", lambda _: None)
+    assert [row.precision for row in made.manifest.variants] == ["fp32"]
+
+
 def test_convert__a_stale_calibration_is_refused(bundle: Bundle, checkpoint: Path, pool_dir: Path, tmp_path: Path) -> None:
     request = ConvertRequest(checkpoint, pool_dir, imgsz=96, calibration=bundle.path)
     with pytest.raises(ConversionError, match="is stale: it was made for another graph, letterbox or scaling"):
@@ -110,7 +145,7 @@ def test_convert__too_few_frames_to_measure_on_make_no_int8(checkpoint: Path, tm
     told: list[str] = []
     made = convert(ConvertRequest(checkpoint, tmp_path / "pool"), tmp_path / "b", told.append)
     assert [row.precision for row in made.manifest.variants] == ["fp32"]
-    assert any("no INT8: there are too few frames" in line for line in told)
+    assert any("FP32 only: there are too few frames" in line for line in told)
 
 
 def test_staging_folder__leftovers_of_killed_conversions_go_and_running_ones_stay(tmp_path: Path) -> None:

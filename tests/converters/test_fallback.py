@@ -46,7 +46,7 @@ def case(data_dir: Path, tmp_path: Path) -> Iterator[Case]:
         frames = PoolGateFrames(pool, entries[16:], preprocess)
         gate = Gate(frames, Thresholds(0.25, 0.7), checkpoint.names)
         batches = PoolBatches(pool, entries[:16], preprocess)
-        calibrated = Calibrated(model, batches, 16, tmp_path, told.append)
+        calibrated = Calibrated(model, batches, 16, PoolGateFrames(pool, entries[:16], preprocess), tmp_path, told.append)
         floats = run_candidates(
             candidates_of([("fp32", "any", 1, tmp_path / "model.fp32.onnx")], ["onnxruntime", "openvino"]), gate, []
         )

@@ -166,3 +166,16 @@ def test_run_candidates__an_engine_that_refuses_a_file_is_told_and_left_out(
         assert len(skipped) == 1
         with pytest.raises(BackendError):  # without the reference there is nothing to compare with
             run_candidates([Candidate("fp32", "any", "onnxruntime", tmp_path / "bad.onnx")], gate, skipped)
+
+
+def test_run_candidates__an_engine_that_fails_in_the_middle_is_told_and_left_out(bundle: Bundle, pool_dir: Path) -> None:
+    reference = Candidate("fp32", "any", "onnxruntime", bundle.model_path("fp32"))
+    wrong_batch = Candidate("int8", "cpu", "openvino", bundle.model_path("int8", "cpu"), batch=3)  # the file takes one
+    with Pool.open(pool_dir) as pool:
+        gate = Gate(PoolGateFrames(pool, pool.entries()[:4], bundle.preprocess), bundle.thresholds, ("a",))
+        skipped: list[str] = []
+        runs = run_candidates([reference, wrong_batch], gate, skipped)
+        assert set(runs) == {reference}
+        assert len(runs[reference].detections) == 4
+        assert len(skipped) == 1
+        assert "OpenVINO" in skipped[0]

@@ -13,7 +13,7 @@ from calibration.batches import PoolBatches
 from converters.checkpoint import Checkpoint, save_checkpoint
 from converters.half_floats import with_half_floats
 from converters.imported import load_model
-from converters.model_files import ModelFile, tensorrt_files
+from converters.model_files import ModelFile, shipped_files
 from converters.qdq_from_onnx import qdq_from_onnx
 from edge.yolo import build_detector
 from runtime.pool import Pool
@@ -23,7 +23,7 @@ from runtime.tensorrt.flavour import load_flavour
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["yolov8n", "yolo11n", "yolov10n", "yolo26n"])
-def test_tensorrt_files__fp32_fp16_and_int8_are_built(name: str, tmp_path: Path, pool_dir: Path) -> None:
+def test_shipped_files__fp32_fp16_and_int8_are_built(name: str, tmp_path: Path, pool_dir: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="pip install 'edgeloop[tensorrt-rtx]'")
     detector = build_detector(name, ["a", "b"], seed=1)
     save_checkpoint(tmp_path / "detector.pt", Checkpoint(name, ("a", "b"), detector.state_dict(), imgsz=64))
@@ -35,7 +35,7 @@ def test_tensorrt_files__fp32_fp16_and_int8_are_built(name: str, tmp_path: Path,
     with Pool.open(pool_dir) as pool:
         batches = PoolBatches(pool, pool.entries()[:4], model.preprocess)
         signed = ModelFile.write(tmp_path, "int8", "tensorrt", qdq_from_onnx(model.graph, batches, 4, "tensorrt"))
-    files += tensorrt_files(signed)
+    files += shipped_files(signed)
     trt = load_flavour("tensorrt-rtx").trt
     for file in files:
         shares: list[float] = []
