@@ -1,13 +1,14 @@
 """Does another estimate of the activations' ranges beat NNCF's default? COCO weights at 640 px, plain NNCF, no mending.
 
 The default is the mean of every frame's extremes. Beside it: the extremes of all frames, the median of every frame's, the
-percentiles 0.1, 0.01 and 0.001, and the histogram whose quantisation error is least in squares. The CPU form is judged
-under OpenVINO, TensorRT's under ONNX Runtime.
+percentiles 0.1, 0.01 and 0.001, and the histogram whose quantisation error is least in squares. For TensorRT also: both
+inputs of a residual sum with one scale, and the sum's own input left in float. The CPU form is judged under OpenVINO,
+TensorRT's under ONNX Runtime.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import nncf
@@ -20,6 +21,7 @@ from nncf.quantization.range_estimator import (
     StatisticsCollectorParameters,
     StatisticsType,
 )  # fmt: skip
+from onnx import numpy_helper
 
 from benchmarks.common import DATA, WORK, coco_pool, write_result
 from calibration.batches import PoolBatches
@@ -50,6 +52,58 @@ def estimators() -> Iterator[tuple[str, Any]]:
     yield "histogram, least squares", sets.HISTOGRAM
 
 
+def with_one_residual_scale(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Both inputs of every sum of two quantised tensors get the larger of their scales."""
+    changed = onnx.ModelProto()
+    changed.CopyFrom(model)
+    producer = {output: node for node in changed.graph.node for output in node.output}
+    constants = {item.name: item for item in changed.graph.initializer}
+    for node in changed.graph.node:
+        sources = [_dequantizer(name, producer) for name in node.input] if node.op_type == "Add" else []
+        scales = [constants[source.input[1]] for source in sources if source is not None]
+        if len(scales) == 2:
+            largest = max(scales, key=lambda item: float(numpy_helper.to_array(item)))
+            for item in scales:
+                name = item.name
+                item.CopyFrom(largest)
+                item.name = name
+    return changed
+
+
+def _dequantizer(name: str, producer: dict[str, onnx.NodeProto]) -> onnx.NodeProto | None:
+    node = producer.get(name)
+    while node is not None and node.op_type in ("Slice", "Split"):
+        node = producer.get(node.input[0])
+    return node if node is not None and node.op_type == "DequantizeLinear" else None
+
+
+def with_float_residual_sums(model: onnx.ModelProto) -> onnx.ModelProto:
+    """No quantizer between a layer's activation and the sum behind it."""
+    changed = onnx.ModelProto()
+    changed.CopyFrom(model)
+    producer = {output: node for node in changed.graph.node for output in node.output}
+    for node in changed.graph.node:
+        for place, name in enumerate(node.input if node.op_type == "Add" else ()):
+            dequantize = producer.get(name)
+            quantize = (
+                producer.get(dequantize.input[0])
+                if dequantize is not None and dequantize.op_type == "DequantizeLinear"
+                else None
+            )
+            if quantize is not None and quantize.op_type == "QuantizeLinear" and producer[quantize.input[0]].op_type == "Mul":
+                node.input[place] = quantize.input[0]
+    return changed
+
+
+def recipes(family: Family) -> Iterator[tuple[str, Any, Callable[[onnx.ModelProto], onnx.ModelProto]]]:
+    """Name, ranges, and what is done to the graph afterwards."""
+    for name, ranges in estimators():
+        yield name, ranges, lambda model: model
+    if family == "tensorrt":
+        yield "default, one scale for a residual sum", None, with_one_residual_scale
+        yield "default, residual sums in float", None, with_float_residual_sums
+
+
 def main() -> None:
     import_nncf()
     FOLDER.mkdir(parents=True, exist_ok=True)
@@ -64,13 +118,14 @@ def main() -> None:
             gate = Gate(LabeledGateFrames(items, model.preprocess), Thresholds(0.25, 0.7), model.names)
             reference = run_candidates([Candidate("fp32", "any", "onnxruntime", FOLDER / "fp32.onnx")], gate, [])
             for family, engine in FAMILIES:
-                for estimator, ranges in estimators():
+                for recipe, ranges, after in recipes(family):
                     batches = PoolBatches(pool, entries, model.preprocess)
-                    onnx.save(qdq_from_onnx(model.graph, batches, FRAMES, family, ranges=ranges), FOLDER / "int8.onnx")
+                    int8 = qdq_from_onnx(model.graph, batches, FRAMES, family, ranges=ranges)
+                    onnx.save(after(int8), FOLDER / "int8.onnx")
                     candidate = Candidate("int8", "cpu" if family == "cpu" else "tensorrt", engine, FOLDER / "int8.onnx")
                     row = judge({**reference, **run_candidates([candidate], gate, [])}, gate, replicates=0)[-1]
                     assert row.labeled is not None
-                    found[f"{name}, {family}, {estimator}"] = {
+                    found[f"{name}, {family}, {recipe}"] = {
                         "f1_against_fp32": row.f1_against_fp32,
                         "mean_score_shift": row.mean_score_shift,
                         "f1_drop": row.labeled.f1_drop,

@@ -29,7 +29,7 @@ from converters.int8_search import Calibrated, search_int8
 from converters.model_files import ModelFile, rebatched, shipped_files
 from converters.report import write_report
 from converters.report_data import Findings
-from converters.request import ConvertRequest, Plan, plan_of
+from converters.request import ConvertRequest, Plan, Target, plan_of
 from runtime.bundle import Bundle, publish
 from runtime.device import Device
 from runtime.files import sha256_of_file
@@ -161,7 +161,7 @@ def _make_files(job: _Job) -> _Made:
         floats = run_candidates(job.fp32.candidates(), gate, skipped)
         searches = {family: search_int8(family, job.calibrated, gate, floats) for family in job.plan.int8}
     for search in searches.values():
-        made += shipped_files(search.file) if search.holds else []
+        made += [file for file in shipped_files(search.file) if search.holds and _reads(job.request.target, file)]
         skipped += search.skipped
     if job.request.batch > 1:
         made += [rebatched(file, job.request.batch) for file in made]
@@ -183,6 +183,11 @@ def _make_files(job: _Job) -> _Made:
         job.frames.drawn, searches, tuple(file.variant for file in files), Device.current(),
     )  # fmt: skip
     return _Made(files, findings)
+
+
+def _reads(target: Target, file: ModelFile) -> bool:
+    """TensorRT-RTX takes strong typing only; which of both a Jetson's or server's TensorRT takes depends on its version."""
+    return target != "rtx" or file.form != "tensorrt"
 
 
 def _may_be_shipped(file: ModelFile, rows: Sequence[Parity]) -> bool:
