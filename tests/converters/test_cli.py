@@ -146,4 +146,4 @@ def test_convert__a_mistake_is_one_sentence_and_leaves_nothing(
     assert sentence in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "b").exists()
-    assert not list(tmp_path.glob(".*partial*"))
+    assert not list(tmp_path.glob(".edgeloop*"))

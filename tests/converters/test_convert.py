@@ -9,7 +9,6 @@ import onnx
 import pytest
 import yaml
 
-from converters.bundle_writer import staging_folder
 from converters.convert import convert, parity_table, release
 from converters.errors import CheckpointError, ConversionError
 from converters.examine import verify_bundle
@@ -69,7 +68,7 @@ def test_convert__a_mistake_leaves_nothing_behind(checkpoint: Path, tmp_path: Pa
         convert(request, target, lambda _: None)
     leftovers = [path.name for path in (tmp_path / "out").iterdir()] if (tmp_path / "out").exists() else []
     assert leftovers == []
-    assert not list(tmp_path.glob(".*partial*"))
+    assert not list(tmp_path.glob(".edgeloop*"))
 
 
 def test_bundle__an_onnx_with_external_data_is_refused(bundle: Bundle, tmp_path: Path) -> None:
@@ -146,13 +145,3 @@ def test_convert__too_few_frames_to_measure_on_make_no_int8(checkpoint: Path, tm
     made = convert(ConvertRequest(checkpoint, tmp_path / "pool"), tmp_path / "b", told.append)
     assert [row.precision for row in made.manifest.variants] == ["fp32"]
     assert any("FP32 only: there are too few frames" in line for line in told)
-
-
-def test_staging_folder__leftovers_of_killed_conversions_go_and_running_ones_stay(tmp_path: Path) -> None:
-    left = tmp_path / ".other.abc.partial"
-    left.mkdir()
-    with staging_folder(tmp_path / "one") as running:
-        assert not left.exists()
-        with staging_folder(tmp_path / "two"):
-            assert running.is_dir()
-    assert list(tmp_path.iterdir()) == []
