@@ -76,8 +76,7 @@ def convert_command(
 ) -> None:
     """Writes a bundle and tells how far each file is from FP32 on every engine of this device."""
     from calibration.sampler import DEFAULT_SAMPLER
-    from converters.convert import convert, release, to_stderr  # onnx, and torch: only once it is certain
-    from converters.request import TARGETS, WANTED, ConvertRequest
+    from converters.request import TARGETS, WANTED, ConvertRequest, plan_of
 
     _refuse_contradictions(target, precision, pool, require_int8=require_int8)
     if (out is None) == (release_to is None) and not dry_run:
@@ -88,11 +87,14 @@ def convert_command(
         sampler=sampler or DEFAULT_SAMPLER, gate_frames=gate_frames, batch=batch, head=head, trust_pickle=trust_pickle,
         calibration=calibration, pictures=pictures,
     )  # fmt: skip
+    plan_of(request)  # refuses what cannot be done
     if dry_run:
-        from converters.dry_run import estimate
+        from converters.dry_run import estimate  # onnx, and torch: only once it is certain
 
         _tell(estimate(request), as_json)
         return
+    from converters.convert import convert, release, to_stderr  # as above
+
     start = time.monotonic()
     bundle = convert(request, out, to_stderr) if out is not None else release(request, release_to or Path(), to_stderr)
     seconds = round(time.monotonic() - start, 1)
@@ -171,7 +173,7 @@ def diff(
 
 
 def _refuse_contradictions(target: str, precision: str, pool: Path | None, *, require_int8: bool) -> None:
-    from converters.request import TARGETS, WANTED  # imports onnx
+    from converters.request import TARGETS, WANTED
 
     if target not in TARGETS:
         raise typer.BadParameter(f"--target {target!r} is unknown; the targets are {', '.join(TARGETS)}")

@@ -1,18 +1,24 @@
-"""What `edge-convert` is asked for, and which files follow from it."""
+"""What `edge-convert` is asked for, and which files follow from it.
+
+Loads no onnx: it refuses what cannot be done before anything heavy is read, and devices without onnx read it too.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from calibration.sampler import DEFAULT_SAMPLER, SAMPLERS
 from converters.errors import ConversionError
 from converters.gate import Bars
-from converters.imported import ImportOptions
-from converters.qdq_from_onnx import Family
 from runtime.bundle import Bundle
+from runtime.extras import require
+
+if TYPE_CHECKING:  # both load onnx
+    from converters.imported import ImportOptions
+    from converters.qdq_from_onnx import Family
 
 Target = Literal["auto", "cpu", "tensorrt", "jetson-orin", "rtx"]
 Wanted = Literal["auto", "fp32", "fp16", "int8"]
@@ -76,6 +82,8 @@ class ConvertRequest:
     @property
     def import_options(self) -> ImportOptions:
         """What the importer needs of it."""
+        from converters.imported import ImportOptions  # loads onnx
+
         return ImportOptions(self.imgsz, self.model, self.names, self.head, self.trust_pickle)
 
 
@@ -98,6 +106,7 @@ def plan_of(request: ConvertRequest) -> Plan:
     Raises:
         ConversionError: an unknown sampler, INT8 without a pool, or FP16 for a CPU, whose engines compute in FP32.
         BundleError: `calibration` is no bundle.
+        MissingPackageError: a package that only the conversion needs is not installed.
     """
     if request.sampler not in SAMPLERS:
         raise ConversionError(f"unknown sampler {request.sampler!r}; the samplers are {', '.join(SAMPLERS)}")
@@ -113,7 +122,17 @@ def plan_of(request: ConvertRequest) -> Plan:
     if request.precision == "int8" and request.pool is None:
         raise ConversionError("--precision int8 needs frames to calibrate with; name a pool with --pool POOL")
     wants_int8 = request.precision in ("auto", "int8") and request.pool is not None
-    return Plan(families if wants_int8 else (), "tensorrt" in families and request.precision != "fp32")
+    plan = Plan(families if wants_int8 else (), "tensorrt" in families and request.precision != "fp32")
+    require(_modules_for(request, plan), "convert")
+    return plan
+
+
+def _modules_for(request: ConvertRequest, plan: Plan) -> list[str]:
+    return [
+        *("onnx", "onnxslim", "onnxruntime"),
+        *(["nncf"] if plan.int8 else []),
+        *(["faster_coco_eval"] if request.data is not None else []),
+    ]
 
 
 def _has_nvidia() -> bool:

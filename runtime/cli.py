@@ -12,6 +12,9 @@ import typer
 from typer.core import TyperGroup
 
 from runtime.errors import EdgeloopError
+from runtime.extras import missing_package
+
+_OPENCV_LIBRARIES = ("libGL.so", "libgthread-2.0.so", "libglib-2.0.so")  # of the system; a bare one lacks them
 
 
 class Program:
@@ -46,14 +49,20 @@ class Program:
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
             self._exit(f"{where}{error.strerror or error}; check the path, its permissions and the free space", 2)
-        except ImportError as error:  # OpenCV's wheel needs two libraries of the system that a bare one lacks
-            self._exit(
-                f"{error}; on Debian and Ubuntu: apt-get install libgl1 libglib2.0-0; otherwise install edgeloop again", 2
-            )
+        except ImportError as error:
+            self._exit(_what_to_install(error), 2)
 
     def _exit(self, sentence: str, code: int) -> None:
         sys.stderr.write(f"{self.name}: {sentence}\n")
         sys.exit(code)
+
+
+def _what_to_install(error: ImportError) -> str:
+    if missing := missing_package(error):
+        return str(missing)
+    if any(library in str(error) for library in _OPENCV_LIBRARIES):
+        return f"{error}; on Debian and Ubuntu: apt-get install libgl1 libglib2.0-0"
+    return f"{error}; install edgeloop again, with the extras that you use"
 
 
 def _leave(number: int, _: FrameType | None) -> None:

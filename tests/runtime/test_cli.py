@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+
+PROGRAM = """
+import sys
+from runtime.cli import Program
+program = Program("edge", "A test.")
+@program.app.command()
+def one(code: str) -> None:
+    exec(code)
+@program.app.command()
+def other() -> None: ...
+program.run()
+"""
+
+
+@pytest.mark.parametrize(
+    ("fails", "told"),
+    [
+        (
+            "sys.modules['onnx'] = None; import onnx.helper",
+            "onnx is not installed; install it with: pip install 'edgeloop[convert]'",
+        ),
+        (
+            "sys.modules['faster_coco_eval'] = None; import faster_coco_eval",
+            "faster-coco-eval is not installed; install it with: pip install 'edgeloop[convert]'",
+        ),
+        ("sys.modules['torch'] = None; import torch", "torch is not installed; install it with: pip install 'edgeloop[train]'"),
+        ("import json.none", "No module named 'json.none'; install edgeloop again, with the extras that you use"),
+        (
+            "raise ImportError('libGL.so.1: cannot open shared object file: No such file or directory')",
+            "libGL.so.1: cannot open shared object file: No such file or directory; on Debian and Ubuntu: apt-get install libgl1 libglib2.0-0",
+        ),
+        (
+            "raise ImportError('libcudart.so.12: cannot open shared object file')",
+            "libcudart.so.12: cannot open shared object file; install edgeloop again, with the extras that you use",
+        ),
+    ],
+)
+def test_run__a_failed_import_says_what_to_install(fails: str, told: str) -> None:
+    command = [sys.executable, "-c", PROGRAM, "one", fails]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (2, f"edge: {told}\n")
