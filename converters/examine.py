@@ -5,21 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import onnx
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # what onnx.load raises
-from onnx import TensorProto, numpy_helper
-
-from converters.calibration_file import CALIBRATION_FILE, calibration_bytes, key_of
 from converters.errors import ConversionError
 from runtime.bundle import MANIFEST, Bundle
-from runtime.files import sha256_of_file
+from runtime.extras import require
 from runtime.manifest import Parity, Variant
-from runtime.onnx_file import refuse_external_data
 from runtime.signature import SIGNATURE
 from runtime.signature import verify_bundle as verify_signature
-
-_OUTPUTS = ("boxes", "scores", "classes", "embedding")
 
 
 def describe(bundle: Bundle) -> dict[str, Any]:
@@ -47,31 +38,38 @@ def describe(bundle: Bundle) -> dict[str, Any]:
 
 
 def verify_bundle(path: Path, trust_key: Path | None) -> dict[str, Any]:
-    """Checks everything that can be checked without frames.
+    """Checks everything that can be checked without frames; with a key, the signature before anything else is read.
 
     Raises:
         BundleError: files missing or altered; no signature of that key.
         BackendError: an ONNX that keeps weights elsewhere.
         ConversionError: a graph that is not what the manifest says, or a calibration that does not belong to its files.
+        MissingPackageError: onnx, which reads the graphs, is not installed.
     """
-    bundle = Bundle.open(path)
+    require(["onnx"], "convert")
+    from converters.graph_check import check_calibration, checked_graph  # onnx: devices look at bundles without it
+
+    bundle = verify_signature(path, trust_key) if trust_key else Bundle.open(path)
+    _refuse_foreign_files(bundle)
+    checks = [f"{len(bundle.manifest.files)} files match their SHA-256, and nothing else is there"]
+    if trust_key is not None:
+        checks.append(f"signed by the owner of {trust_key}")
+    bundle.model_path("fp32", batch=bundle.manifest.outputs.batch)  # what the daemon's canvas is made for
+    graphs = {variant.file: checked_graph(bundle, variant) for variant in bundle.manifest.variants}
+    checks.append(f"{len(graphs)} graphs are valid ONNX with the inputs and outputs of the manifest: names, types and shapes")
+    if any(variant.precision == "int8" for variant in bundle.manifest.variants):
+        checks.append(check_calibration(bundle, graphs))
+    unsigned = [] if trust_key or not (bundle.path / SIGNATURE).is_file() else ["signature not checked: no --trust-key"]
+    return {"bundle": str(bundle.path), "digest": bundle.digest, "verified": [*checks, *unsigned]}
+
+
+def _refuse_foreign_files(bundle: Bundle) -> None:
     known = {*bundle.manifest.files, MANIFEST, SIGNATURE}
     foreign = sorted(item.name for item in bundle.path.iterdir() if item.name not in known)
     if foreign:
         raise ConversionError(
             f"{bundle.path} holds {len(foreign)} things that its manifest does not name ({', '.join(foreign[:3])}); remove them"
         )
-    checks = [f"{len(bundle.manifest.files)} files match their SHA-256, and nothing else is there"]
-    if trust_key is not None:
-        verify_signature(bundle.path, trust_key)
-        checks.append(f"signed by the owner of {trust_key}")
-    graphs = {variant.file: _checked_graph(bundle, variant) for variant in bundle.manifest.variants}
-    checks.append(f"{len(graphs)} graphs are valid ONNX with the inputs and outputs of the manifest")
-    if bundle.manifest.calibration is not None:
-        _check_calibration(bundle, graphs)
-        checks.append("the INT8 ranges belong to these graphs, frames and preprocessing")
-    unsigned = [] if trust_key or not (bundle.path / SIGNATURE).is_file() else ["signature not checked: no --trust-key"]
-    return {"bundle": str(bundle.path), "digest": bundle.digest, "verified": [*checks, *unsigned]}
 
 
 def differences(one: Bundle, other: Bundle) -> dict[str, Any]:
@@ -128,46 +126,6 @@ def _compared(ours: list[Parity], theirs: list[Parity]) -> list[str]:
                 )
                 break
     return found
-
-
-def _checked_graph(bundle: Bundle, variant: Variant) -> onnx.ModelProto:
-    path = bundle.path / variant.file
-    refuse_external_data(path)
-    try:
-        model = onnx.load(path, load_external_data=False)
-        onnx.checker.check_model(model)
-        floats = (item for item in model.graph.initializer if item.data_type in (TensorProto.FLOAT, TensorProto.FLOAT16))
-        finite = all(np.isfinite(numpy_helper.to_array(item)).all() for item in floats)
-    except (onnx.checker.ValidationError, DecodeError, ValueError, RuntimeError, TypeError) as error:
-        raise ConversionError(
-            f"{path} is not valid ONNX: {(str(error).splitlines() or ['damaged'])[0]}; convert the model again"
-        ) from error
-    width, height = bundle.manifest.preprocess.size_wh
-    wanted = [variant.batch, height, width, 3]
-    inputs = {item.name: [dim.dim_value for dim in item.type.tensor_type.shape.dim] for item in model.graph.input}
-    if inputs != {"images": wanted} or [item.name for item in model.graph.output] != list(_OUTPUTS):
-        raise ConversionError(f"{path} takes {inputs}, but the manifest says images {wanted}; convert the model again")
-    if not finite:
-        raise ConversionError(f"{path} holds NaN or infinity; train or convert the model again")
-    return model
-
-
-def _check_calibration(bundle: Bundle, graphs: dict[str, onnx.ModelProto]) -> None:
-    """What calibration.json must say is computed from the graphs, so its content is compared and never parsed."""
-    calibration = bundle.manifest.calibration
-    if calibration is None or CALIBRATION_FILE not in bundle.manifest.files:
-        raise ConversionError(f"{bundle.path} has INT8 files but no {CALIBRATION_FILE}; convert the model again")
-    key = key_of(sha256_of_file(bundle.model_path("fp32")), calibration.frame_sha256, bundle.preprocess)
-    files = {
-        row.file: graphs[row.file]
-        for row in bundle.manifest.variants
-        if (row.precision, row.batch) == ("int8", 1) and row.form != "tensorrt-strong"
-    }
-    told = (bundle.path / CALIBRATION_FILE).read_bytes()
-    if key.digest != calibration.key or calibration_bytes(key, calibration.frame_sha256, files) != told:
-        raise ConversionError(
-            f"the calibration of {bundle.path} is stale: it does not belong to these graphs, frames or preprocessing; convert again"
-        )
 
 
 def _file_line(bundle: Bundle, variant: Variant) -> str:
