@@ -18,6 +18,7 @@ import hmac
 import json
 import logging
 import os
+import re
 import secrets
 import stat
 from collections.abc import Iterator, Mapping
@@ -30,6 +31,7 @@ from runtime.files import write_atomically
 log = logging.getLogger(__name__)
 
 _KEY, _LOCK = "hmac.key", "build.lock"
+_DATA = re.compile(r"[0-9a-f]{16,64}\.[a-z]+")  # a digest and what it is
 _KEY_BYTES = 32  # as many as the hash gives
 _PURPOSE = b"edgeloop sealed file 1\n"
 _ONLY_OWNER = 0o600
@@ -104,6 +106,17 @@ class SealedFolder:
         self._sidecar(name).unlink(missing_ok=True)
         (self.path / name).unlink(missing_ok=True)
 
+    def refuse_unwritable(self) -> None:
+        """Looks whether something could be kept here, before it takes minutes to make. Waits for the lock.
+
+        Raises:
+            CacheError: nothing could.
+        """
+        with self.lock(), _told(self.path):
+            probe = self.path / f".{os.getpid()}.partial"
+            probe.write_bytes(b"\0")
+            probe.unlink()
+
     @contextmanager
     def lock(self) -> Iterator[None]:
         """One process at a time; a killed one lets go by itself. What it left half-written is removed.
@@ -119,11 +132,17 @@ class SealedFolder:
             except BlockingIOError:
                 log.info("another process builds an engine in %s; waiting for it", self.path)
                 fcntl.flock(lock, fcntl.LOCK_EX)
-            for partial in self.path.glob(".*.partial"):
-                partial.unlink(missing_ok=True)
+            with _told(self.path):
+                for left in self._leftovers():
+                    left.unlink(missing_ok=True)
             yield
         finally:
             os.close(lock)
+
+    def _leftovers(self) -> list[Path]:
+        """Files that were being written, and those whose sidecar was not written any more: nothing reads them."""
+        data = [path for path in self.path.iterdir() if _DATA.fullmatch(path.name) and path.is_file()]
+        return [*self.path.glob(".*.partial"), *(path for path in data if not self._sidecar(path.name).exists())]
 
     def _sidecar(self, name: str) -> Path:
         return self.path / f"{name}.json"

@@ -172,6 +172,32 @@ def test_store__keeps_only_the_newest(cache: EngineCache, relu: Path) -> None:
     assert cache.load(replace(key, recipe=124)) == b"x"
 
 
+def test_engine_for__what_a_kill_left_goes_with_the_next_build(cache: EngineCache, relu: Path) -> None:
+    """Killed between a plan and its sidecar, or while a file was written; files of others stay."""
+    key, plan, _ = stored(cache, relu)
+    left = [cache.sealed.path / name for name in (f"{'0' * 64}.plan", f"{'1' * 64}.timing", ".x.plan.1.partial")]
+    other = cache.sealed.path / "notes.txt"
+    for path in (*left, other):
+        path.write_bytes(b"half")
+    engine_for(EngineRequest(relu, "fp16"), cache, old()[0], ORIN)
+    assert not any(path.exists() for path in left)
+    assert other.exists()
+    assert plan.exists()
+    assert cache.load(key) == b"a plan"
+
+
+def test_refuse_unwritable__leaves_nothing(cache: EngineCache) -> None:
+    before = {path.name for path in cache.sealed.path.iterdir()}
+    cache.sealed.refuse_unwritable()
+    assert {path.name for path in cache.sealed.path.iterdir()} == before | {"build.lock"}
+
+
+def test_refuse_unwritable__a_folder_that_takes_no_file(cache: EngineCache) -> None:
+    (cache.sealed.path / f".{os.getpid()}.partial").mkdir()  # as a disk that became read-only would
+    with pytest.raises(CacheError, match="cannot be used"):
+        cache.sealed.refuse_unwritable()
+
+
 def test_engine_for__timings_are_kept_under_seal(cache: EngineCache, relu: Path) -> None:
     for precision in ("fp32", "fp16"):
         flavour, record = old()
