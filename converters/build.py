@@ -1,4 +1,7 @@
-"""What a device does with a bundle before it runs it: build its engines, and measure again what was measured elsewhere."""
+"""What a device does with a bundle before it runs it: measure what was measured elsewhere, and build its engines.
+
+Loads no onnx: a device with `edgeloop[cpu]` has none.
+"""
 
 from __future__ import annotations
 
@@ -7,24 +10,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from calibration.gate_frames import GateFrames, LabeledGateFrames, PoolGateFrames
-from calibration.labels import load_held_out
-from calibration.sampler import time_spread
 from converters.errors import ConversionError
-from converters.gate import Bars, Candidate, Gate, candidates_of, judge, prefer, run_candidates
+from converters.gate import Bars
+from converters.measure import Measurement, measured_verdict
 from converters.request import DEFAULT_GATE_FRAMES
-from runtime.backends import ENGINES
 from runtime.bundle import Bundle
-from runtime.device import Device, engine_version
-from runtime.files import sha256_of_file
-from runtime.manifest import FORM_OF_ENGINE, Form, Precision
-from runtime.pool import Pool
+from runtime.errors import BackendError, CacheError, MissingPackageError
+from runtime.manifest import Form, Precision
 from runtime.progress import Progress
-from runtime.tensorrt.device import find_device
-from runtime.tensorrt.engine_cache import EngineRequest, engine_for
+from runtime.signature import verify_bundle
+from runtime.tensorrt.device import Device, find_device
+from runtime.tensorrt.engine_cache import EngineCache, EngineRequest, engine_for
 from runtime.tensorrt.engine_from_onnx import BuildOptions
-from runtime.tensorrt.flavour import Flavour, installed_flavours
-from runtime.verdict import Verdict, save_verdict
+from runtime.tensorrt.flavour import Flavour, installed_flavours, load_flavour
+from runtime.verdict import Verdict, refuse_unwritable, save_verdict
 
 Report = Callable[[str], None]
 
@@ -40,6 +39,7 @@ class BuildRequest:
         gate_frames: how many frames are measured on.
         seed: of the choice of frames.
         bars: of the gate.
+        trust_key: public key of whoever must have signed the bundle; None takes it from anyone.
     """
 
     bundle: Path
@@ -49,57 +49,163 @@ class BuildRequest:
     gate_frames: int = DEFAULT_GATE_FRAMES
     seed: int = 0
     bars: Bars = field(default_factory=Bars)
+    trust_key: Path | None = None
+
+    @property
+    def measurement(self) -> Measurement | None:
+        """What the measuring needs of it; None where no frames are named."""
+        if self.pool is None and self.data is None:
+            return None
+        return Measurement(self.pool, self.data, self.gate_frames, self.seed, self.bars)
 
 
-def build(request: BuildRequest, report: Report) -> dict[str, Any]:
-    """Builds the engines of this device, or of other ones, into the cache, and keeps this device's verdict.
+@dataclass(frozen=True)
+class Builders:
+    """What engines are built with.
+
+    Attributes:
+        flavours: each TensorRT to build with.
+        broken: why others that are installed do not load.
+        gpu: the one at hand, if there is one.
+    """
+
+    flavours: Sequence[Flavour] = ()
+    broken: Sequence[BackendError] = ()
+    gpu: Device | None = None
+
+    @classmethod
+    def of_this_device(cls, compute_capabilities: Sequence[str]) -> Builders:
+        """TensorRT-RTX where other devices are named; else whatever is installed, if there is a GPU.
+
+        Raises:
+            BackendError, MissingPackageError: other devices are named, and TensorRT-RTX does not load or is not there.
+        """
+        gpu = find_device()
+        if compute_capabilities:
+            return cls([load_flavour("tensorrt-rtx")], gpu=gpu)
+        return cls(*installed_flavours(), gpu) if gpu else cls()
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of it.
+
+    Attributes:
+        engines: what is in the cache now, in words.
+        failures: what did not work, in a sentence each.
+        verdict: what was measured, if anything was.
+        refusal: what was asked for by name and could not be done, or that nothing could; empty otherwise.
+    """
+
+    engines: list[str]
+    failures: list[str]
+    verdict: Verdict | None
+    refusal: str
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """As the command prints it."""
+        best = self.verdict.preferred if self.verdict else None
+        return {
+            "engines": self.engines, "failed": self.failures,
+            "verdict": f"{best.precision} on {best.engine}: {best.reason}" if best else None,
+            "measurements": [row.model_dump() for row in self.verdict.parity] if self.verdict else [],
+        }  # fmt: skip
+
+
+def build(request: BuildRequest, report: Report, builders: Builders | None = None) -> Outcome:
+    """Measures and keeps this device's verdict, and builds its engines, or those of other devices, into the cache.
+
+    What fails under one engine is told, and the others go on.
+
+    Args:
+        request: what to do.
+        report: told each step and each failure.
+        builders: replaces what this device has.
 
     Raises:
-        ConversionError: there is nothing that could be done here.
-        BackendError, BundleError, CacheError, PoolError, DataError: an engine, bundle, cache or frames that fail.
+        ConversionError: nothing could be done here, or the frames are none to measure on.
+        BackendError, MissingPackageError: other devices are named, and TensorRT-RTX does not load or is not there.
+        BundleError, CacheError, PoolError, DataError: a bundle, cache or frames that cannot be used; nothing was done.
     """
-    bundle = Bundle.open(request.bundle)
-    engines = _build_engines(bundle, request, report)
-    if request.pool is None and request.data is None:
-        if not engines:
-            raise ConversionError(
-                "there is no NVIDIA GPU here to build engines for, and no frames to measure the CPU engines on; "
-                "name --pool or --data, or with tensorrt-rtx other devices by --compute-capability SM86"
-            )
-        return {"bundle": str(bundle.path), "engines": engines, "verdict": None}
-    verdict = _measure(bundle, request, report)
-    save_verdict(bundle, verdict)
-    preferred = verdict.preferred
-    return {
-        "bundle": str(bundle.path), "engines": engines,
-        "verdict": f"{preferred.precision} on {preferred.engine}: {preferred.reason}",
-        "measurements": [row.model_dump() for row in verdict.parity],
-    }  # fmt: skip
-
-
-def _build_engines(bundle: Bundle, request: BuildRequest, report: Report) -> list[str]:
-    """One engine for each precision of the bundle and each TensorRT of this device."""
-    flavours = [flavour for flavour in installed_flavours() if flavour.rtx or not request.compute_capabilities]
-    if request.compute_capabilities and not any(flavour.rtx for flavour in flavours):
+    bundle = verify_bundle(request.bundle, request.trust_key) if request.trust_key else Bundle.open(request.bundle)
+    builders = builders or Builders.of_this_device(request.compute_capabilities)
+    files = [(flavour, *file) for flavour in builders.flavours for file in _files_for(bundle, flavour)]
+    if not (files or builders.broken or request.measurement):
         raise ConversionError(
-            "--compute-capability needs TensorRT-RTX, which is not installed; get it with: pip install 'edgeloop[tensorrt-rtx]'"
+            "there is no NVIDIA GPU with TensorRT here to build engines for, and no frames to measure the CPU engines on; "
+            "name --pool or --data, or with tensorrt-rtx other devices by --compute-capability SM86"
         )
-    if not request.compute_capabilities and find_device() is None:
-        return []
+    if request.measurement:
+        refuse_unwritable()
+    if files:
+        EngineCache().sealed.refuse_unwritable()
+    failures = _Failures(report)
+    for error in builders.broken:
+        failures.add(f"not built: {error}")
+    verdict, kept = _kept_verdict(bundle, request.measurement, report, failures) if request.measurement else (None, False)
+    engines = _engines(bundle, request, files, builders.gpu, failures)
+    missing = ["this device's verdict"] if request.measurement and not kept else []
+    unbuilt = len(files) - len(engines) + len(builders.broken)
+    if unbuilt and (request.compute_capabilities or not (engines or verdict)):
+        missing.append(f"{unbuilt} of {unbuilt + len(engines)} engines")
+    refusal = f"{' and '.join(missing)} could not be had, for the reasons above" if missing else ""
+    return Outcome(engines, failures.sentences, verdict, refusal)
+
+
+@dataclass
+class _Failures:
+    """Tells each as it comes, and remembers it."""
+
+    report: Report
+    sentences: list[str] = field(default_factory=list)
+
+    def add(self, sentence: str) -> None:
+        self.report(sentence)
+        self.sentences.append(sentence)
+
+
+def _kept_verdict(bundle: Bundle, measurement: Measurement, report: Report, failures: _Failures) -> tuple[Verdict | None, bool]:
+    """What was measured, and whether the device remembers it."""
+    try:
+        verdict = measured_verdict(bundle, measurement, report)
+    except (BackendError, MissingPackageError) as error:
+        failures.add(f"not measured: {error}")
+        return None, False
+    try:
+        save_verdict(bundle, verdict)
+    except CacheError as error:
+        failures.add(f"the verdict is not kept: {error}")
+        return verdict, False
+    return verdict, True
+
+
+def _engines(
+    bundle: Bundle,
+    request: BuildRequest,
+    files: Sequence[tuple[Flavour, Precision, Path]],
+    gpu: Device | None,
+    failures: _Failures,
+) -> list[str]:
+    """Those that were built or are in the cache already."""
+    ranges = bundle.manifest.calibration.key if bundle.manifest.calibration else None
+    options = BuildOptions(compute_capabilities=request.compute_capabilities)
     built = []
-    for flavour in flavours:
-        for precision, path in _files_for(bundle, flavour):
-            with Progress(f"{flavour.name} {precision}", 100) as progress:
-                plan = engine_for(
-                    EngineRequest(
-                        path, precision, _ranges_of(bundle), BuildOptions(compute_capabilities=request.compute_capabilities)
-                    ),
-                    flavour=flavour,
-                    progress=lambda phase, share, bar=progress: bar.reach(round(share * 100), phase),  # type: ignore[misc]
-                )
-            built.append(f"{precision} by {flavour.name} {flavour.version} of {path.name}, {len(plan) / 1e6:.1f} MB")
-            report(built[-1])
+    for flavour, precision, path in files:
+        try:
+            size = _size_of_engine(EngineRequest(path, precision, ranges, options), flavour, gpu)
+        except (BackendError, CacheError) as error:
+            failures.add(f"not built: {precision} by {flavour.name}: {error}")
+            continue
+        built.append(f"{precision} by {flavour.name} {flavour.version} of {path.name}, {size / 1e6:.1f} MB")
+        failures.report(built[-1])
     return built
+
+
+def _size_of_engine(request: EngineRequest, flavour: Flavour, gpu: Device | None) -> int:
+    """Builds it, unless it is there; its size in bytes."""
+    with Progress(f"{flavour.name} {request.precision}", 100) as bar:
+        return len(engine_for(request, None, flavour, gpu, lambda phase, share: bar.reach(round(share * 100), phase)))
 
 
 def _files_for(bundle: Bundle, flavour: Flavour) -> list[tuple[Precision, Path]]:
@@ -113,53 +219,3 @@ def _files_for(bundle: Bundle, flavour: Flavour) -> list[tuple[Precision, Path]]
         if row.precision == "fp32" and not flavour.baked_precision:
             found.append(("fp16", bundle.path / row.file))
     return found
-
-
-def _ranges_of(bundle: Bundle) -> str | None:
-    return bundle.manifest.calibration.key if bundle.manifest.calibration else None
-
-
-def _measure(bundle: Bundle, request: BuildRequest, report: Report) -> Verdict:
-    manifest = bundle.manifest
-    engines = [name for name in ENGINES if engine_version(name)]
-    variants = [row for row in manifest.variants if row.form in ("any", *(FORM_OF_ENGINE[name] for name in engines))]
-    candidates = candidates_of([(row.precision, row.form, row.batch, bundle.path / row.file) for row in variants], engines)
-    if request.data is not None:
-        return _judged(bundle, candidates, _labeled(bundle, request), request, report)
-    with Pool.open(request.pool or Path()) as pool:
-        calibrated = set(manifest.calibration.frame_sha256) if manifest.calibration else set()
-        entries = [entry for entry in pool.entries(with_embeddings=False) if entry.sha256 not in calibrated]
-        if not entries:
-            raise ConversionError(
-                f"pool {request.pool} has no frame that the bundle was not calibrated on; collect more, or name --data"
-            )
-        chosen = time_spread(entries, request.gate_frames, request.seed)
-        return _judged(bundle, candidates, PoolGateFrames(pool, chosen, bundle.preprocess), request, report)
-
-
-def _judged(
-    bundle: Bundle, candidates: Sequence[Candidate], frames: GateFrames, request: BuildRequest, report: Report
-) -> Verdict:
-    gate = Gate(frames, bundle.thresholds, tuple(bundle.manifest.classes), request.bars, request.seed)
-    skipped: list[str] = []
-    rows = judge(run_candidates(candidates, gate, skipped), gate)
-    for reason in dict.fromkeys(skipped):
-        report(f"not measured: {reason}")
-    if not rows:
-        raise ConversionError(
-            "ONNX Runtime, which FP32 is measured with, is not here; get it with: pip install 'edgeloop[cpu]'"
-        )
-    return Verdict(bundle=bundle.digest, device=Device.current(), preferred=prefer(rows, request.bars), parity=rows)
-
-
-def _labeled(bundle: Bundle, request: BuildRequest) -> GateFrames:
-    dataset = load_held_out(request.data or Path())
-    if dataset.names != tuple(bundle.manifest.classes):
-        raise ConversionError(
-            f"{request.data} has classes {list(dataset.names[:6])}, the bundle {bundle.manifest.classes[:6]}; they must be the same"
-        )
-    calibrated = set(bundle.manifest.calibration.frame_sha256) if bundle.manifest.calibration else set()
-    fresh = [item for item in dataset.val if sha256_of_file(item.path) not in calibrated]
-    if not fresh:
-        raise ConversionError(f"{request.data} names no image under `val` that the bundle was not calibrated on; name others")
-    return LabeledGateFrames(time_spread(fresh, request.gate_frames, request.seed), bundle.preprocess)

@@ -26,6 +26,9 @@ program = Program(
 NOT_INT8 = 3  # exit code: --require-int8, and INT8 is not what this device should run
 
 BundleArgument = Annotated[Path, typer.Argument(help="A bundle's folder, or a `current` link to one.", metavar="BUNDLE")]
+TrustKey = Annotated[
+    Optional[Path], typer.Option(help="Public key (PEM); the bundle must be signed by its owner.", metavar="KEY")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 
 
@@ -113,15 +116,19 @@ def build(
         Optional[list[str]], typer.Option(help="Build for another GPU with TensorRT-RTX, like SM86; may be repeated.")
     ] = None,
     gate_frames: Annotated[int, typer.Option(help="How many frames the gate measures on, at most.", min=1, max=100_000)] = 128,
+    trust_key: TrustKey = None,
     as_json: AsJson = False,
 ) -> None:
-    """Builds this device's engines into its cache and measures here what was measured elsewhere."""
+    """Measures here what was measured elsewhere and builds this device's engines into its cache."""
     from converters.build import BuildRequest
     from converters.build import build as start
-    from converters.convert import to_stderr
+    from converters.errors import ConversionError
 
-    request = BuildRequest(path, pool, data, tuple(compute_capability or ()), gate_frames)
-    _tell(start(request, to_stderr), as_json)
+    request = BuildRequest(path, pool, data, tuple(compute_capability or ()), gate_frames, trust_key=trust_key)
+    outcome = start(request, lambda line: typer.echo(line, err=True))
+    _tell({"bundle": str(path), **outcome.told}, as_json)
+    if outcome.refusal:
+        raise ConversionError(outcome.refusal)
 
 
 @program.app.command()
@@ -148,9 +155,7 @@ def inspect(path: BundleArgument, as_json: AsJson = False) -> None:
 @program.app.command()
 def verify(
     path: BundleArgument,
-    trust_key: Annotated[
-        Optional[Path], typer.Option(help="Public key (PEM); the bundle must be signed by its owner.", metavar="KEY")
-    ] = None,
+    trust_key: TrustKey = None,
     as_json: AsJson = False,
 ) -> None:
     """Checks hashes, signature, graphs and calibration; exit code 2 and one sentence if something is wrong."""

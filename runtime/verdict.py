@@ -89,7 +89,7 @@ def _unmeasured(bundle: Bundle, engine: str | None, precision: str | None, here:
 def load_verdict(bundle: Bundle, folder: Path | None = None) -> Verdict | None:
     """The verdict that this device keeps for a bundle, or None; a cache that cannot be used is no verdict."""
     try:
-        path = (folder or cache_folder()) / "verdicts"
+        path = _folder(folder)
         if not path.is_dir():
             return None
         data = SealedFolder(path).read(_name(bundle), {"bundle": bundle.digest})
@@ -99,15 +99,28 @@ def load_verdict(bundle: Bundle, folder: Path | None = None) -> Verdict | None:
         return None
 
 
+def refuse_unwritable(folder: Path | None = None) -> None:
+    """Looks whether `save_verdict` will do, before minutes of measuring.
+
+    Raises:
+        CacheError: it will not.
+    """
+    SealedFolder(_folder(folder)).refuse_unwritable()
+
+
 def save_verdict(bundle: Bundle, verdict: Verdict, folder: Path | None = None) -> None:
     """Keeps a verdict, under this device's seal.
 
     Raises:
         CacheError: the cache cannot be written, or belongs to someone else.
     """
-    sealed = SealedFolder((folder or cache_folder()) / "verdicts")
+    sealed = SealedFolder(_folder(folder))
     with sealed.lock():
         sealed.write(_name(bundle), {"bundle": bundle.digest}, verdict.model_dump_json().encode())
+
+
+def _folder(folder: Path | None) -> Path:
+    return (folder or cache_folder()) / "verdicts"
 
 
 def _name(bundle: Bundle) -> str:

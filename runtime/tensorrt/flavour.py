@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import cast
@@ -75,9 +76,16 @@ def load_flavour(name: str = AUTO) -> Flavour:
     raise MissingPackageError(wanted, wanted)
 
 
-def installed_flavours() -> list[Flavour]:
-    """Every TensorRT of this device."""
-    return [Flavour(name, trt.__version__, trt) for name in MODULES if (trt := _module(name))]
+def installed_flavours() -> tuple[list[Flavour], list[BackendError]]:
+    """Every TensorRT of this device, and why others that are installed do not load."""
+    found, broken = [], []
+    for name in MODULES:
+        with contextlib.suppress(MissingPackageError):
+            try:
+                found.append(load_flavour(name))
+            except BackendError as error:
+                broken.append(error)
+    return found, broken
 
 
 def _module(name: str) -> TensorRT | None:
