@@ -8,7 +8,6 @@ architecture is found by comparing tensor shapes, and the pickled model that Ult
 from __future__ import annotations
 
 import contextlib
-import copy
 import io
 import os
 import pickle
@@ -25,7 +24,6 @@ from converters.architecture import (
     MODEL_NAMES,
     SCALES,
     checked_architecture,
-    layers_of,
     name_of,
     same_network,
 )
@@ -77,6 +75,7 @@ def import_ultralytics() -> None:
     """
     os.environ.setdefault("YOLO_OFFLINE", "true")
     os.environ.setdefault("YOLO_VERBOSE", "false")
+    os.environ.setdefault("ULTRALYTICS_SAFE_LOAD", "true")  # a second lock: it builds models without eval()
     if "YOLO_CONFIG_DIR" not in os.environ:
         os.environ["YOLO_CONFIG_DIR"] = _private_folder()
     threads = os.environ.get("OMP_NUM_THREADS")
@@ -246,28 +245,21 @@ def build_model(name: str, classes: int) -> DetectionModel:
     import_ultralytics()
     from ultralytics.nn.tasks import DetectionModel
 
-    return end_to_end(DetectionModel(f"{name}.yaml", nc=classes, verbose=False))
+    return end_to_end(DetectionModel(bundled_architecture(name), nc=classes, verbose=False))
 
 
 def build_architecture(spec: Mapping[str, Any], classes: int) -> DetectionModel:
-    """A detection model with fresh weights from a checked architecture.
+    """A detection model with fresh weights from an architecture.
 
     Raises:
-        CheckpointError: a layer that does not exist, or layers that do not fit each other.
+        CheckpointError: an architecture that is not safe to build, or layers that do not fit each other.
     """
+    spec = checked_architecture(spec, name_of(spec))  # the last door before code of ultralytics that trusts what it is given
     import_ultralytics()
-    import torch
-    import torchvision  # type: ignore[import-untyped]
-    from ultralytics.nn import tasks
+    from ultralytics.nn.tasks import DetectionModel
 
-    places = {"torchvision.ops": torchvision.ops, "nn": torch.nn, "": tasks}
-    for _, _, module, _ in layers_of(spec):
-        place, _, layer = module.rpartition(".")
-        known = getattr(places.get(place), layer, None)
-        if not (isinstance(known, type) and issubclass(known, torch.nn.Module)):  # it would be called, whatever it is
-            raise CheckpointError(f"{name_of(spec)} has a layer {module!r} that ultralytics does not know; see its cfg/models")
     try:
-        return end_to_end(tasks.DetectionModel(copy.deepcopy(dict(spec)), nc=classes, verbose=False))
+        return end_to_end(DetectionModel(spec, nc=classes, verbose=False))
     except Exception as error:  # layers of any kind, given any arguments
         raise CheckpointError(f"{name_of(spec)} cannot be built: {error}; correct its YAML") from error
 
@@ -359,12 +351,14 @@ def _matching_model(path: Path, state: Mapping[str, torch.Tensor]) -> str:
 
 
 def bundled_architecture(name: str) -> dict[str, Any]:
-    """The YAML of a known architecture."""
+    """The YAML of a known architecture, as Ultralytics ships it: its own search would prefer a file of the working folder."""
     import_ultralytics()
-    from ultralytics.nn.tasks import yaml_model_load
+    from ultralytics.nn.tasks import guess_model_scale
+    from ultralytics.utils import ROOT, YAML
 
-    spec: dict[str, Any] = yaml_model_load(f"{name}.yaml")
-    return spec
+    known = {path.stem: path for path in (ROOT / "cfg/models").rglob("*.yaml")}
+    path = known.get(name) or known[name[:-1]]  # yolov9t has its own, yolo11n is a scale of yolo11
+    return {**YAML.load(path), "scale": guess_model_scale(name), "yaml_file": f"{name}.yaml"}
 
 
 def _outline(name: str) -> tuple[int, int]:

@@ -10,8 +10,15 @@ import pytest
 import torch
 import yaml
 
-from converters.architecture import checked_architecture
-from converters.checkpoint import Checkpoint, build_architecture, bundled_architecture, save_checkpoint
+from converters.architecture import LAYERS, checked_architecture, read_architecture
+from converters.checkpoint import (
+    Checkpoint,
+    build_architecture,
+    build_model,
+    bundled_architecture,
+    import_ultralytics,
+    save_checkpoint,
+)
 from converters.errors import CheckpointError, ConversionError
 from converters.export_check import check_export
 from converters.graph_cleanup import with_batch
@@ -29,6 +36,7 @@ RESNET = {
     "backbone": [[-1, 1, "TorchVision", [512, "resnet18", "DEFAULT", True, 2, True]], [0, 1, "Index", [128, 6]]],
     "head": [[0, 1, "Index", [256, 7]], [0, 1, "Index", [512, 8]], [[1, 2, 3], 1, "Detect", ["nc"]]],
 }
+DETECT = [[0, 0, 0], 1, "Detect", ["nc"]]
 
 
 @pytest.mark.parametrize("model", FAMILIES)
@@ -92,6 +100,65 @@ def test_load_model__a_pickle_with_code_of_its_own_is_refused_or_trusted(tmp_pat
     assert imported.lineage["pickle"] == "trusted"
 
 
+def marking(path: Path) -> dict[str, object]:
+    """An architecture whose activation, if it is evaluated, leaves a folder behind."""
+    return {**RESNET, "activation": f"__import__('os').mkdir({str(path)!r})"}
+
+
+@pytest.mark.parametrize("kind", ["yaml", "pickle", "ours"])
+def test_load_model__a_layer_cannot_be_another_model(tmp_path: Path, kind: str) -> None:
+    """Whole models are modules too; theirs is an architecture that nobody has checked."""
+    spec = {**RESNET, "head": [[-1, 1, "DetectionModel", [marking(tmp_path / "mark")]], DETECT]}
+    path = tmp_path / ("evil.yaml" if kind == "yaml" else "evil.pt")
+    if kind == "yaml":
+        path.write_text(yaml.safe_dump(spec))
+    elif kind == "pickle":
+        detector = build_model("yolo11n", 3)
+        detector.yaml = spec
+        save_pickled(detector, path)
+    else:
+        save_checkpoint(path, Checkpoint("evil", NAMES, {"model.0.weight": torch.zeros(1)}, architecture=spec))
+    with pytest.raises(CheckpointError, match="has a layer 'DetectionModel'"):
+        load_model(path)
+    assert not (tmp_path / "mark").exists()
+
+
+def test_build_model__takes_no_yaml_of_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("yolo11n.yaml", "yolo11.yaml"):
+        (tmp_path / name).write_text(yaml.safe_dump(marking(tmp_path / "mark")))
+    monkeypatch.chdir(tmp_path)
+    assert len(build_model("yolo11n", 3).model) == 24
+    assert not (tmp_path / "mark").exists()
+
+
+def test_import_ultralytics__models_are_built_without_eval() -> None:
+    import_ultralytics()
+    from ultralytics.utils import SAFE_LOAD
+
+    assert SAFE_LOAD is True
+
+
+def test_read_architecture__every_detector_of_ultralytics() -> None:
+    import_ultralytics()
+    from ultralytics.utils import ROOT as ULTRALYTICS
+
+    paths = [path for path in (ULTRALYTICS / "cfg/models").rglob("*.yaml") if "Detect," in path.read_text()]
+    ours = [path for path in paths if "world" not in path.stem and "yoloe" not in path.stem]
+    assert len(ours) > 20
+    for path in ours:
+        assert read_architecture(path)["nc"] == 80
+
+
+def test_layers__are_layers_and_no_models() -> None:
+    import_ultralytics()
+    from ultralytics.nn import tasks
+
+    for name in LAYERS - {"Silence"}:  # an old name of nn.Identity, which ultralytics translates
+        layer = getattr(torch.nn, name[3:]) if name.startswith("nn.") else getattr(tasks, name)
+        assert issubclass(layer, torch.nn.Module), name
+        assert not issubclass(layer, tasks.BaseModel), name
+
+
 def test_load_model__random_weights_say_so() -> None:
     imported = load_model(Path("yolo11n.yaml"), ImportOptions(imgsz=64))
     assert (imported.name, len(imported.names), imported.lineage["weights"]) == ("yolo11n", 80, "random")
@@ -130,13 +197,33 @@ def test_load_model__an_activation_of_its_own_is_not_lost(tmp_path: Path) -> Non
     np.testing.assert_allclose(imported.reference(noise((64, 64))[0]).scores, expected.scores, atol=1e-5)
 
 
+def before_head(module: str, *arguments: object) -> dict[str, object]:
+    return {"head": [[-1, 1, module, list(arguments)], DETECT]}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"activation": "__import__('os').abort()"}, "activation"),
-        ({"head": [[-1, 1, "check_requirements", ["evil"]], [[0, 0, 0], 1, "Detect", ["nc"]]]}, "does not know"),
-        ({"head": [[-1, 1, "nn.functional.relu", []], [[0, 0, 0], 1, "Detect", ["nc"]]]}, "does not know"),
-        ({"head": [[-1, 1, "Segment", ["nc", 32, 256]]]}, "ends in Segment"),
+        ({"activation": "nn.Linear(8, 8)"}, "activation"),
+        (before_head("check_requirements", "evil"), "has a layer 'check_requirements'"),
+        (before_head("WorldModel", "yolov8s-world.yaml"), "has a layer 'WorldModel'"),
+        (before_head("nn.functional.relu"), "has a layer 'nn.functional.relu'"),
+        (before_head("nn.Upsample", "None", 2, "act"), "the argument 'act'"),  # a variable of ultralytics' parser
+        (before_head("Conv", {"nc": 1}), "the argument {'nc': 1}"),
+        (before_head("Conv", [[64]]), r"the argument \[\[64\]\]"),
+        (before_head("Conv", 8193), "the argument 8193"),
+        (before_head("Conv", float("nan")), "the argument nan"),
+        (before_head("TorchVision", 64, "fasterrcnn_resnet50_fpn"), "the argument 'fasterrcnn_resnet50_fpn'"),
+        ({"head": [[-1, 73, "Conv", [64]], DETECT]}, "must list its layers"),
+        ({"head": [DETECT] * 257}, "must list its layers"),
+        ({"scales": {"n": [6.1, 1.0, 1024]}}, "scales"),
+        ({"scales": {"n": [1.0, 1.0, 8193]}}, "scales"),
+        ({"width_multiple": 6.1}, "width_multiple 6.1"),
+        ({"reg_max": 65}, "reg_max 65"),
+        ({"end2end": "yes"}, "end2end 'yes'"),
+        ({"nc": True}, "number of classes as nc"),
+        ({"head": [[-1, 1, "Segment", ["nc", 32, 256]]]}, "ends in 'Segment'"),
         ({"head": "none"}, "must list its layers"),
         ({"nc": "many"}, "number of classes as nc"),
         ({"head": [[[1, 2, 9], 1, "Detect", ["nc"]]]}, "cannot be built"),
