@@ -23,6 +23,7 @@ from converters.errors import ConversionError
 from converters.export_check import check_export
 from converters.frames import Frames, choose_frames
 from converters.gate import Candidate, Gate, Run, is_sound, judge, prefer, run_candidates
+from converters.graph_check import calibrated_variants
 from converters.half_floats import with_half_floats
 from converters.imported import ImportedModel, load_model
 from converters.int8_search import Calibrated, search_int8
@@ -254,7 +255,8 @@ def _canvases(model: ImportedModel, frames: Frames) -> list[NDArray[np.uint8]]:
 def _write_calibration(folder: Path, job: _Job, made: _Made) -> None:
     if job.frames.drawn is not None and made.int8:
         key, digests = _calibration_key(job)
-        files = {file.path.name: file.model for file in made.int8}
+        names = {row.file for row in calibrated_variants([file.variant for file in made.int8])}
+        files = {file.path.name: file.model for file in made.int8 if file.path.name in names}
         (folder / CALIBRATION_FILE).write_bytes(calibration_bytes(key, digests, files))
 
 

@@ -123,7 +123,7 @@ def test_convert__tensorrt_with_labels_and_a_larger_batch(checkpoint: Path, pool
     assert made.manifest.preferred.precision == "fp32"
     assert "TensorRT's files hold by proxy and were not timed" in made.manifest.preferred.reason
     ranges = json.loads((made.path / "calibration.json").read_text())["ranges"]
-    assert set(ranges) == {row.file for row in made.manifest.variants if row.precision == "int8"}
+    assert set(ranges) == {"model.int8.tensorrt.onnx"}, "the other INT8 files have the same ranges, which verify checks"
     assert verify_bundle(made.path, None)["digest"] == made.digest
 
 

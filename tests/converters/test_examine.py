@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from converters.bundle_writer import manifest_bytes
 from converters.calibration_file import calibration_bytes, key_of
 from converters.examine import verify_bundle
-from converters.model_files import ModelFile, rebatched, tensorrt_files
+from converters.model_files import ModelFile, rebatched, shipped_files
 from converters.quantizer_passes import with_signed_activations
 from runtime.bundle import Bundle
 from runtime.errors import EdgeloopError
@@ -35,7 +35,7 @@ def every_form(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Bund
     folder = Path(shutil.copytree(bundle.path, tmp_path_factory.mktemp("forms") / "b"))
     int8 = onnx.load(folder / CPU)
     cpu = ModelFile("int8", "cpu", int8, folder / CPU)
-    weak, strong = tensorrt_files(ModelFile.write(folder, "int8", "tensorrt", with_signed_activations(int8)))
+    weak, strong = shipped_files(ModelFile.write(folder, "int8", "tensorrt", with_signed_activations(int8)))
     files = [cpu, weak, strong, rebatched(cpu, 2), rebatched(strong, 2)]
     content = bundle.manifest.model_dump()
     content["variants"] = [content["variants"][0], *(file.variant.model_dump() for file in files)]
