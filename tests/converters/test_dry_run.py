@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from converters.dry_run import Workload
+from converters.qdq_from_onnx import Family
+
+# 126 calibration frames, 128 labelled gate frames, 640 px: FP32's p50 under ONNX Runtime and the whole conversion, from
+# benchmarks/results/convert_int8.json on the machine that it names.
+MEASURED = {
+    ("yolo11n", "cpu"): (0.0622, 177.1),
+    ("yolov8n", "cpu"): (0.0509, 170.8),
+    ("yolo11n", "tensorrt"): (0.0433, 186.1),
+}
+CPU = Workload(5.0, 0.06, 126, 126, 128, labeled=True, families=("cpu",))
+
+
+@pytest.mark.parametrize(("model", "family"), MEASURED)
+def test_seconds__within_30_percent_of_what_was_measured(model: str, family: Family) -> None:
+    inference_s, whole_s = MEASURED[model, family]
+    work = replace(CPU, inference_s=inference_s, families=(family,), fp16=family == "tensorrt")
+    assert work.seconds == pytest.approx(whole_s, rel=0.3)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"inference_s": 0.12}, {"calibration_frames": 252}, {"gate_frames": 256}, {"families": ("cpu", "tensorrt")},
+        {"fp16": True}, {"batches": 2}, {"pool_frames": 1000},
+    ],
+)  # fmt: skip
+def test_seconds__more_work_takes_longer(more: dict[str, object]) -> None:
+    assert replace(CPU, **more).seconds > CPU.seconds + 1  # type: ignore[arg-type]
+
+
+def test_seconds__without_int8_only_the_export_and_fp32_are_counted() -> None:
+    fp32 = replace(CPU, families=(), pool_frames=0, calibration_frames=0, gate_frames=0, labeled=False)
+    assert fp32.seconds == pytest.approx(9.0)
+    assert replace(CPU, labeled=False).seconds < CPU.seconds - 20
