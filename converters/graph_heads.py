@@ -14,6 +14,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
+from converters.errors import ConversionError
 from converters.graph_builder import PREFIX, GraphBuilder, copy_of, drop_outputs, shape_of_output
 from converters.graph_passes import with_end_to_end_outputs, with_top_k
 from converters.predictions import RawPredictions
@@ -79,8 +80,15 @@ def _from_ultralytics(values: Array, size_wh: tuple[int, int], classes: int) -> 
 
 
 def _from_end_to_end(values: Array, size_wh: tuple[int, int], classes: int) -> RawPredictions:
+    labels = values[:, 5].astype(np.int64)
+    unknown = labels[(labels < 0) | (labels >= classes)]
+    if len(unknown):
+        raise ConversionError(
+            f"the model gives class number {unknown[0]}, but {classes} classes are named (0 to {classes - 1}); "
+            "name all of its classes, in order, with --names"
+        )
     scores = np.zeros((len(values), classes), np.float32)
-    scores[np.arange(len(values)), values[:, 5].astype(np.int64)] = values[:, 4]
+    scores[np.arange(len(values)), labels] = values[:, 4]
     return RawPredictions(values[:, :4], scores, complete=False)
 
 
@@ -123,6 +131,7 @@ class Head:
         color: channel order that its models take.
         scale: factor on a byte that its models take.
         raw: the same decoding in numpy: of the output for one image, the canvas' size in pixels and the number of classes.
+            Raises ConversionError where a class number is none of them.
     """
 
     layout: str

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 
 from converters.errors import ConversionError
@@ -45,11 +46,43 @@ def recognised_head(path: Path, values: NDArray[Any], size_wh: tuple[int, int], 
     return found[0]
 
 
-def class_count(kind: str, shape: tuple[int, ...]) -> int | None:
-    """How many classes an output of this shape has; None for an end-to-end head, whose shape does not say."""
+def class_count(kind: str, shape: tuple[int, ...], model: onnx.ModelProto, output: str) -> int | None:
+    """How many classes a head has: by its shape, or for an end-to-end head by the graph, and None where that does not say.
+
+    Args:
+        kind: of the head.
+        shape: of its output.
+        model: the graph, without constant arithmetic.
+        output: name of its output.
+    """
     if kind == "ultralytics-end2end":
-        return None
+        return _classes_reduced(model, output)
     return shape[1] - 4 if kind == "ultralytics" else shape[2] - 5
+
+
+def _classes_reduced(model: onnx.ModelProto, output: str) -> int | None:
+    """The size of the axis on which an end-to-end head seeks its best class; None where it is not the only one."""
+    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    shapes = {item.name: [dim.dim_value for dim in item.type.tensor_type.shape.dim] for item in inferred.graph.value_info}
+    producers = {name: node for node in model.graph.node for name in node.output}
+    sizes: set[int] = set()
+    seen: set[str] = set()
+    open_names = [output]
+    while open_names:
+        node = producers.get(open_names.pop())
+        if node is None or node.op_type == "Conv" or node.output[0] in seen:
+            continue
+        seen.add(node.output[0])
+        open_names.extend(node.input)
+        shape = shapes.get(node.input[0]) if node.input else None
+        if shape and node.op_type in ("ReduceMax", "ArgMax"):
+            sizes.update(shape[axis] for axis in _axes(node) if -len(shape) <= axis < len(shape))
+    return sizes.pop() or None if len(sizes) == 1 else None
+
+
+def _axes(node: onnx.NodeProto) -> list[int]:
+    """Of a reduction before opset 18, which reduces to one place."""
+    return [axis for item in node.attribute for axis in ({"axis": [item.i], "axes": item.ints}.get(item.name, ()))]
 
 
 def _by_shape(shape: tuple[int, ...], size_wh: tuple[int, int]) -> list[str]:
@@ -71,7 +104,7 @@ def _says_so(kind: str, values: NDArray[Any], size_wh: tuple[int, int]) -> bool:
     if kind == "ultralytics-end2end":
         labels = values[:, 5]
         return (
-            _probabilities(values[:, 4]) and bool((labels == labels.round()).all()) and bool(np.diff(values[:, 4]).max() <= 0)
+            _probabilities(values[:, 4]) and bool((labels == labels.round()).all()) and bool((np.diff(values[:, 4]) <= 0).all())
         )
     if not _probabilities(values[:, 4:]):
         return False

@@ -53,9 +53,11 @@ def _import(path: Path, options: ImportOptions) -> ImportedModel:
     position = _predictions(path, outputs)
     values = outputs[position]
     kind = recognised_head(path, values, size_wh, options.head)
-    names = _class_names(path, class_count(kind, values.shape), options.names or _names_in(metadata))
+    plain = deployable(original)
+    classes = class_count(kind, values.shape, plain, plain.graph.output[position].name)
+    names = _class_names(path, classes, options.names or _names_in(metadata))
     preprocess = Preprocess(size_wh, color=HEADS[kind].color, scale=HEADS[kind].scale)
-    graph = _deployed_graph(deployable(original), position, values.shape, kind, preprocess)
+    graph = _deployed_graph(plain, position, values.shape, kind, preprocess)
     lineage = {
         "source": path.name,
         "head": kind if options.head else f"{kind}, recognised",
@@ -127,7 +129,7 @@ def _names_in(metadata: Mapping[str, str]) -> tuple[str, ...] | None:
 
 
 def _class_names(path: Path, classes: int | None, names: tuple[str, ...] | None) -> tuple[str, ...]:
-    if classes is None:  # an end-to-end head gives class numbers only
+    if classes is None:  # an end-to-end head of another make, which gives class numbers only
         if names is None:
             raise ConversionError(f"{path} does not say how many classes it has; name them with --names a,b,c")
         return names

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
@@ -65,6 +66,47 @@ def test_import_onnx__ultralytics_own_exports(tmp_path: Path, model: str, option
     imported = load_model(path, ImportOptions(imgsz=SIDE))
     assert (imported.names, imported.lineage["head"]) == (NAMES, f"{head}, recognised")
     assert check_export(imported, noise((SIDE, SIDE))).boxes > 300
+
+
+class BestByTopK(TinyHead):
+    """An end-to-end head whose graph has no maximum over the classes."""
+
+    def _best(self, rows: torch.Tensor) -> torch.Tensor:
+        scores, label = (item[..., 0] for item in rows[..., 4:].topk(1, dim=-1))
+        best, index = scores.topk(20, dim=1)
+        boxes = rows[..., :4].gather(1, index[..., None].expand(-1, -1, 4))
+        return torch.cat([boxes, best[..., None], label.gather(1, index)[..., None].float()], -1)
+
+
+class OneBox(TinyHead):
+    """An end-to-end head that gives its best box only."""
+
+    def _best(self, rows: torch.Tensor) -> torch.Tensor:
+        return super()._best(rows)[:, :1]
+
+
+def test_import_onnx__an_end_to_end_head_of_one_box(tmp_path: Path) -> None:
+    path = export(OneBox("ultralytics-end2end", SIDE), tmp_path / "m.onnx", SIDE)
+    assert check_export(load_model(path), noise((SIDE, SIDE))).canvases == 2
+
+
+def test_import_onnx__an_end_to_end_graph_says_how_many_classes(tmp_path: Path) -> None:
+    tiny = export(TinyHead("ultralytics-end2end", SIDE, 5), tmp_path / "tiny.onnx", SIDE)
+    assert load_model(tiny).names == tuple(f"class_{index}" for index in range(5))
+    real = ultralytics_export("yolov10n", tmp_path / "v10.onnx", SIDE, nms=False, opset=17, dynamic=True)
+    for path, count in ((tiny, 5), (real, 3)):
+        for wrong in (count - 1, count + 1):
+            with pytest.raises(ConversionError, match=f"{count} classes, but {wrong} names"):
+                load_model(path, ImportOptions(imgsz=SIDE, names=tuple("abcdefgh"[:wrong])))
+
+
+def test_import_onnx__an_end_to_end_graph_that_does_not_say(tmp_path: Path) -> None:
+    path = export(BestByTopK("ultralytics-end2end", SIDE), tmp_path / "m.onnx", SIDE)
+    with pytest.raises(ConversionError, match="--names a,b,c"):
+        load_model(path)
+    assert check_export(load_model(path, ImportOptions(names=NAMES)), noise((SIDE, SIDE))).boxes >= 30
+    with pytest.raises(ConversionError, match=r"gives class number \d, but 1 classes are named"):
+        check_export(load_model(path, ImportOptions(names=NAMES[:1])), noise((SIDE, SIDE)))
 
 
 def changed(path: Path, change: Callable[[onnx.ModelProto], None], name: str = "changed.onnx") -> Path:
@@ -177,7 +219,6 @@ def test_import_onnx__what_is_no_detector(tmp_path: Path, tiny: Path) -> None:
     (tmp_path / "text.onnx").write_text("this is text")
     (tmp_path / "empty.onnx").write_bytes(b"")
     export(TinyHead("yolov5 shares", SIDE), tmp_path / "shares.onnx", SIDE)
-    export(TinyHead("ultralytics-end2end", SIDE), tmp_path / "unnamed.onnx", SIDE)
     shapes = {"images": [1, 3, 96, 96], "y": [1, 3, 1, 1]}
     model_input, output = (helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items())
     graph = helper.make_graph([helper.make_node("GlobalAveragePool", ["images"], ["y"])], "pool", [model_input], [output])
@@ -186,7 +227,7 @@ def test_import_onnx__what_is_no_detector(tmp_path: Path, tiny: Path) -> None:
     open_size.replace(tmp_path / "open.onnx")
     for name, message in (
         ("none.onnx", "no such file"), ("text.onnx", "no ONNX file"), ("empty.onnx", "no ONNX file"), ("pool.onnx", "only detectors"),
-        ("shares.onnx", "not recognised; name it with --head"), ("unnamed.onnx", "--names a,b,c"), ("open.onnx", "like --imgsz 640"),
+        ("shares.onnx", "not recognised; name it with --head"), ("open.onnx", "like --imgsz 640"),
     ):  # fmt: skip
         with pytest.raises(ConversionError, match=message):
             load_model(tmp_path / name)
