@@ -12,6 +12,8 @@ from converters.errors import ConversionError
 from converters.predictions import Reference
 from runtime.preprocess import STRIDE, Preprocess
 
+MAX_SIDE = 8192  # pixels, as in a bundle's manifest
+
 
 @dataclass(frozen=True)
 class ImportOptions:
@@ -81,9 +83,11 @@ def square_canvas(side: int, stride: int = STRIDE) -> Preprocess:
     """The letterbox onto a square of `side` pixels.
 
     Raises:
-        ConversionError: it is no multiple of the model's stride.
+        ConversionError: it is no multiple of the model's stride, or larger than a manifest allows.
     """
-    if side <= 0 or side % stride:
-        nearest = max(-(-side // stride), 1) * stride
-        raise ConversionError(f"the input side must be a multiple of {stride}, but got {side}; try --imgsz {nearest}")
+    if not 0 < side <= MAX_SIDE or side % stride:
+        nearest = min(max(-(-side // stride), 1), MAX_SIDE // stride) * stride
+        raise ConversionError(
+            f"the input side must be a multiple of {stride} up to {MAX_SIDE}, but got {side}; try --imgsz {nearest}"
+        )
     return Preprocess((side, side), stride=stride)

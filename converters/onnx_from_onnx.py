@@ -23,7 +23,7 @@ from converters.imported import ImportedModel, ImportOptions
 from converters.onnx_reading import deployable, read_onnx
 from converters.predictions import RawPredictions, Reference
 from converters.sessions import Session, open_session
-from runtime.preprocess import STRIDE, Preprocess
+from runtime.preprocess import Preprocess
 
 _METADATA_CHARACTERS = 1 << 20  # names of a thousand classes take 20 kB
 
@@ -44,7 +44,7 @@ def import_onnx(path: Path, options: ImportOptions) -> ImportedModel:
 
 def _import(path: Path, options: ImportOptions) -> ImportedModel:
     original = read_onnx(path, options.imgsz)
-    size_wh = _canvas_size(path, original)
+    size_wh = _canvas_size(original)
     metadata = _metadata(original)
     if metadata.get("task", "detect") != "detect":
         raise ConversionError(f"{path} is a model for the task {metadata['task']!r}; only detectors can be converted")
@@ -95,10 +95,8 @@ def _noise(size_wh: tuple[int, int]) -> NDArray[np.float32]:
     return np.random.default_rng(0).random((1, 3, height, width), np.float32)
 
 
-def _canvas_size(path: Path, model: onnx.ModelProto) -> tuple[int, int]:
+def _canvas_size(model: onnx.ModelProto) -> tuple[int, int]:
     _, _, height, width = (dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim)
-    if height % STRIDE or width % STRIDE:
-        raise ConversionError(f"{path} takes {width}×{height}, expected multiples of {STRIDE}; export it with another size")
     return width, height
 
 
@@ -106,10 +104,11 @@ def _predictions(path: Path, values: Sequence[NDArray[Any]]) -> int:
     """Which of the outputs are the predictions: the one (1, a, b). The raw maps of YOLOv5 (5 axes) may stand beside it."""
     shapes = [value.shape for value in values]
     found = [index for index, shape in enumerate(shapes) if len(shape) == 3 and shape[0] == 1 and min(shape) > 0]
-    if len(found) != 1 or any(len(shape) not in (3, 5) for shape in shapes):
+    fitting = all(len(value.shape) in (3, 5) and value.dtype.kind == "f" for value in values)
+    if len(found) != 1 or not fitting:
         raise ConversionError(
-            f"{path} has outputs {', '.join(str(shape) for shape in shapes)}, expected one (1, a, b) as detectors have; "
-            "only detectors can be converted"
+            f"{path} has outputs {', '.join(f'{value.dtype} {value.shape}' for value in values)}, "
+            "expected one float (1, a, b) as detectors have; only detectors can be converted"
         )
     return found[0]
 

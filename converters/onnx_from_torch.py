@@ -42,7 +42,7 @@ from converters.graph_passes import (
 )
 from converters.imported import ImportedModel, square_canvas
 from converters.predictions import RawPredictions, Reference
-from converters.ultralytics_pickle import image_size
+from converters.ultralytics_pickle import class_names, image_size
 from runtime.preprocess import STRIDE, Preprocess
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def _trusted_detector(path: Path, names: tuple[str, ...] | None) -> Detector:
     """The unpickled model itself: its classes may be ones that no YAML can name."""
     module, imgsz = _load_trusted(path)
     classes = int(module.model[-1].nc)
-    own = tuple(str(name) for name in dict(module.names).values())
+    own = class_names(getattr(module, "names", None))
     chosen = names or (own if len(own) == classes else default_names(classes))
     if len(chosen) != classes:
         raise CheckpointError(f"{len(chosen)} class names were given, but {path} has {classes} classes; name exactly {classes}")

@@ -14,8 +14,10 @@ from converters.graph_builder import copy_of
 from converters.graph_cleanup import with_constants_folded, with_names, without_dead_ends
 from converters.graph_opset import with_opset
 from converters.graph_passes import IMAGES
+from converters.imported import MAX_SIDE, square_canvas
 from runtime.errors import BackendError
 from runtime.onnx_file import refuse_external_data
+from runtime.preprocess import STRIDE
 
 # Names of the deployed graph, which its own tensors must not have.
 _RESERVED = (IMAGES, "boxes", "scores", "classes", "embedding", "predictions")
@@ -31,7 +33,7 @@ def read_onnx(path: Path, imgsz: int | None) -> onnx.ModelProto:
 
     Raises:
         ConversionError: no ONNX, weights in other files, an open size without `imgsz`, or a graph that is not a plain
-            float detector without NMS.
+            float detector without NMS on a canvas that can be deployed.
     """
     if not path.is_file():
         raise ConversionError(f"no such file: {path}; name an ONNX file, a checkpoint or an architecture's YAML")
@@ -135,10 +137,14 @@ def _size(path: Path, size_hw: tuple[int, int], imgsz: int | None) -> tuple[int,
             raise ConversionError(
                 f"{path} leaves height and width open, and engines need them fixed; give the side that it was trained at, like --imgsz 640"
             )
-        return imgsz, imgsz
+        return square_canvas(imgsz).size_wh
     if imgsz is not None and size_hw != (imgsz, imgsz):
         raise ConversionError(
             f"{path} is fixed at {size_hw[1]}×{size_hw[0]}, but --imgsz says {imgsz}; leave it out, or export it anew"
+        )
+    if not all(0 < side <= MAX_SIDE and side % STRIDE == 0 for side in size_hw):
+        raise ConversionError(
+            f"{path} takes {size_hw[1]}×{size_hw[0]}, expected multiples of {STRIDE} up to {MAX_SIDE}; export it with another size"
         )
     return size_hw
 

@@ -19,7 +19,9 @@ _PACKAGES = frozenset(
     {"ultralytics", "torch", "torchvision", "numpy", "pathlib", "collections", "types", "datetime", "_codecs"}
 )
 _BUILTINS = frozenset({"builtins.getattr", "builtins.set", "builtins.slice"})
-_MAX_DEPTH = 64  # of modules in modules; YOLO26 has nine
+# Modules may share children, so a small file can name more than any memory holds. YOLOv9e has 3600 entries of 51 characters.
+_MAX_ENTRIES = 100_000
+_MAX_NAME = 500
 _DEFAULT_IMGSZ = 640
 
 
@@ -93,26 +95,34 @@ def read_pickled(path: Path, content: object) -> PickledModel:
     architecture = getattr(model, "yaml", None)
     if not isinstance(architecture, dict):
         raise CheckpointError(f"{path} holds no YAML of its architecture; save it with Ultralytics' model.save()")
-    names = getattr(model, "names", None)
-    values = list(names.values()) if isinstance(names, dict) else names if isinstance(names, list) else []
-    state = _tensors(path, model)
-    return PickledModel(type(model).__name__, state, architecture, tuple(str(name) for name in values), image_size(held, model))
+    names = class_names(getattr(model, "names", None))
+    return PickledModel(type(model).__name__, _tensors(path, model), architecture, names, image_size(held, model))
 
 
-def _tensors(path: Path, module: StandIn, prefix: str = "", depth: int = 0) -> dict[str, Any]:
-    """The persistent tensors of a module and its children, named as `state_dict()` names them."""
-    if depth > _MAX_DEPTH:
-        raise CheckpointError(f"{path} nests modules more than {_MAX_DEPTH} deep and is no YOLO; name another file")
-    unsaved = getattr(module, "_non_persistent_buffers_set", ())
-    found = {}
-    for field in ("_parameters", "_buffers"):
-        for key, value in _items(module, field):
-            if value is not None and key not in unsaved:
-                found[prefix + key] = value
-    for key, child in _items(module, "_modules"):
-        if isinstance(child, StandIn):
-            found.update(_tensors(path, child, f"{prefix}{key}.", depth + 1))
-    return {key: value for key, value in found.items() if depth or key.startswith("model.")}
+def class_names(names: object) -> tuple[str, ...]:
+    """Names in a model's own order, of a list or of a dictionary by number; none where it has others than text or numbers."""
+    values = list(names.values()) if isinstance(names, dict) else names if isinstance(names, (list, tuple)) else []
+    return tuple(str(name) for name in values) if all(isinstance(name, (str, int)) for name in values) else ()
+
+
+def _tensors(path: Path, model: StandIn) -> dict[str, Any]:
+    """The persistent tensors of a model's modules, named as `state_dict()` names them: a shared module under all its names."""
+    found: dict[str, Any] = {}
+    entries = 0
+    open_modules = [("", model)]
+    while open_modules:
+        prefix, module = open_modules.pop()
+        unsaved = getattr(module, "_non_persistent_buffers_set", None)
+        for field in ("_parameters", "_buffers", "_modules"):
+            for key, value in _items(module, field):
+                entries += 1
+                if entries > _MAX_ENTRIES or len(prefix) + len(key) > _MAX_NAME:
+                    raise CheckpointError(f"{path} nests modules without end and is no YOLO; name another file")
+                if isinstance(value, StandIn) and field == "_modules":
+                    open_modules.append((f"{prefix}{key}.", value))
+                elif value is not None and field != "_modules" and not (isinstance(unsaved, set) and key in unsaved):
+                    found[prefix + key] = value
+    return {key: value for key, value in found.items() if key.startswith("model.")}
 
 
 def _items(module: StandIn, field: str) -> list[tuple[str, Any]]:

@@ -25,7 +25,7 @@ from converters.graph_cleanup import with_batch
 from converters.imported import ImportOptions, load_model
 from converters.onnx_from_torch import Detector, import_detector, torch_reference
 from converters.sessions import open_session
-from converters.ultralytics_pickle import stand_ins
+from converters.ultralytics_pickle import StandIn, read_pickled, stand_ins
 from tests.conftest import ROOT
 from tests.converters.detectors import NAMES, noise, save_pickled, spread, spread_detector
 
@@ -262,9 +262,46 @@ def test_load_model__what_is_refused(tmp_path: Path, checkpoint: Path) -> None:
     for options, message in (
         (ImportOptions(head="yolox"), "--head is for plain ONNX"),
         (ImportOptions(imgsz=100), "--imgsz 128"),
+        (ImportOptions(imgsz=8224), "up to 8192, but got 8224; try --imgsz 8192"),
     ):
         with pytest.raises(ConversionError, match=message):
             load_model(checkpoint, options)
+
+
+def test_load_model__names_in_a_list(tmp_path: Path) -> None:
+    detector = spread_detector("yolo11n")
+    detector.names = list(NAMES)
+    path = save_pickled(detector, tmp_path / "w.pt", 64)
+    for options in (ImportOptions(), ImportOptions(trust_pickle=True)):
+        assert load_model(path, options).names == NAMES
+
+
+def stand_in(**content: object) -> StandIn:
+    made = StandIn()
+    made.__setstate__(content)
+    return made
+
+
+def pickled(module: StandIn) -> StandIn:
+    return stand_in(yaml={}, _modules={"model": module})
+
+
+def test_read_pickled__a_shared_module_has_all_its_names(tmp_path: Path) -> None:
+    """As the one PReLU of all layers of a YOLO with that activation."""
+    shared = stand_in(_parameters={"weight": 1, "bias": None}, _buffers={"seen": 2}, _non_persistent_buffers_set={"seen"})
+    module = stand_in(_modules={"0": shared, "1": stand_in(_modules={"act": shared})})
+    assert dict(read_pickled(tmp_path / "w.pt", pickled(module)).state) == {"model.0.weight": 1, "model.1.act.weight": 1}
+
+
+def test_read_pickled__modules_without_end(tmp_path: Path) -> None:
+    itself = stand_in()
+    itself.__setstate__({"_modules": {"a": itself, "b": itself}})
+    doubling = stand_in(_parameters={"weight": 1})
+    for _ in range(18):
+        doubling = stand_in(_modules={"a": doubling, "b": doubling})
+    for module in (itself, doubling):
+        with pytest.raises(CheckpointError, match="without end"):
+            read_pickled(tmp_path / "w.pt", pickled(module))
 
 
 def test_stand_ins__a_pickle_of_the_yolov5_repository(tmp_path: Path) -> None:

@@ -154,6 +154,18 @@ def batch_of_four(model: onnx.ModelProto) -> None:
     model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 4
 
 
+def side_of(height: int) -> Callable[[onnx.ModelProto], None]:
+    def change(model: onnx.ModelProto) -> None:
+        model.graph.input[0].type.tensor_type.shape.dim[2].dim_value = height
+
+    return change
+
+
+def text_output(model: onnx.ModelProto) -> None:
+    model.graph.node.append(helper.make_node("Cast", [model.graph.output[0].name], ["text"], to=TensorProto.STRING))
+    model.graph.output[0].CopyFrom(helper.make_tensor_value_info("text", TensorProto.STRING, [1, 7, 189]))
+
+
 def newest(model: onnx.ModelProto) -> None:
     model.opset_import[0].version = 22
     model.graph.node.append(helper.make_node("Gelu", [model.graph.node[-1].output[0]], ["unused"], "gelu"))
@@ -181,6 +193,11 @@ def two_names(model: onnx.ModelProto) -> None:
         (second_input, "2 inputs"),
         (bytes_input, "takes UINT8, expected FLOAT"),
         (batch_of_four, "export it with batch 1"),
+        (side_of(1 << 40), "takes 96×1099511627776, expected multiples of 32 up to 8192"),
+        (side_of(8224), "takes 96×8224"),
+        (side_of(-32), "takes 96×-32"),
+        (side_of(100), "takes 96×100"),
+        (text_output, r"outputs object \(1, 7, 189\), expected one float"),
         (newest, "Gelu does not exist at opset 17"),
         (segmentation, "task 'segment'"),
         (two_names, "3 classes, but 2 names"),
@@ -213,6 +230,13 @@ def test_import_onnx__names_that_are_no_literal_are_not_run(tiny: Path, tmp_path
 def test_import_onnx__wrong_options(tiny: Path, options: ImportOptions, message: str) -> None:
     with pytest.raises(ConversionError, match=message):
         load_model(tiny, options)
+
+
+@pytest.mark.parametrize("side", [1 << 70, 8224, -32, 100])
+def test_import_onnx__an_open_size_takes_only_a_side_that_can_be_deployed(tmp_path: Path, side: int) -> None:
+    path = export(TinyHead("ultralytics", SIDE), tmp_path / "open.onnx", SIDE, dynamic=True)
+    with pytest.raises(ConversionError, match=f"a multiple of 32 up to 8192, but got {side}; try --imgsz"):
+        load_model(path, ImportOptions(imgsz=side))
 
 
 def test_import_onnx__what_is_no_detector(tmp_path: Path, tiny: Path) -> None:
