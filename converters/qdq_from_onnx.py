@@ -46,8 +46,8 @@ def qdq_from_onnx(
         family: of engines.
         seven_bit_weights: NNCF's overflow fix in all layers and not only in the first: for CPUs without VNNI, whose
             8-bit products can overflow their 16-bit sums.
-        ranges: of activations, NNCF's RangeEstimatorParameters. Its default, the mean of every frame's extremes, stands:
-            no other was better on both models and families (benchmarks/results/range_estimators.json).
+        ranges: of activations, NNCF's RangeEstimatorParameters; None for its default, the mean of every frame's extremes.
+            No other was better on all models and families (benchmarks/results/range_estimators.json).
 
     Raises:
         MissingPackageError: nncf is not installed.
@@ -92,6 +92,14 @@ def _parameters(nncf: Any, family: Family, ranges: Any, *, seven_bit_weights: bo
         per_tensor = nncf.quantization.advanced_parameters.QuantizationParameters(per_channel=False)  # TensorRT's rule
         found.overflow_fix, found.activations_quantization_params = nncf.OverflowFix.DISABLE, per_tensor
     return found
+
+
+def median_of_extremes() -> Any:
+    """Ranges from the median of every frame's smallest and largest value: one odd frame does not stretch them."""
+    import_nncf()
+    from nncf.quantization.range_estimator import RangeEstimatorParametersSet  # an extra, as below
+
+    return RangeEstimatorParametersSet.MEDIAN_MINMAX
 
 
 def import_nncf() -> Any:
