@@ -15,7 +15,7 @@ import re
 import stat
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -200,7 +200,7 @@ def _read_tensors(path: Path) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickle protocols; what cannot be read is told below
-            with torch.serialization.safe_globals(stand_ins(path, _names_in(path))):
+            with _nothing_registered(), torch.serialization.safe_globals(stand_ins(path, _names_in(path))):
                 content = torch.load(path, map_location="cpu", weights_only=True)
     except (
         pickle.UnpicklingError,
@@ -222,6 +222,19 @@ def _read_tensors(path: Path) -> Any:
             "convert it with its own tool"
         )
     return content
+
+
+@contextlib.contextmanager
+def _nothing_registered() -> Iterator[None]:
+    """Forgets for a while the classes that others allow torch to build; ultralytics leaves its own there, once it has loaded a file."""
+    import torch
+
+    registered = torch.serialization.get_safe_globals()
+    torch.serialization.clear_safe_globals()
+    try:
+        yield
+    finally:
+        torch.serialization.add_safe_globals(registered)
 
 
 def _names_in(path: Path) -> list[str]:

@@ -78,6 +78,15 @@ def test_load_model__reading_a_pickle_needs_none_of_its_classes(tmp_path: Path) 
     assert done.returncode == 0
 
 
+def test_load_model__a_pickle_whose_classes_somebody_registered(tmp_path: Path) -> None:
+    """Ultralytics registers its own once it has loaded a file; they would be built instead of stand-ins."""
+    detector = spread_detector("yolo11n")
+    path = save_pickled(detector, tmp_path / "w.pt", 64)
+    with torch.serialization.safe_globals([type(detector)]):
+        assert load_model(path).names == NAMES
+        assert type(detector) in torch.serialization.get_safe_globals()
+
+
 class Mark:
     """Leaves a folder behind when it is unpickled."""
 
