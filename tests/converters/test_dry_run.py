@@ -1,11 +1,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import yaml
 
-from converters.dry_run import Workload
+from converters.dry_run import Workload, estimate
 from converters.qdq_from_onnx import Family
+from converters.request import ConvertRequest
+from runtime.sources.simulated import CLASS_NAMES
+from tests.conftest import write_images
 
 # 126 calibration frames, 128 labelled gate frames, 640 px: FP32's p50 under ONNX Runtime and the whole conversion, from
 # benchmarks/results/convert_int8.json on the machine that it names.
@@ -39,3 +44,15 @@ def test_seconds__without_int8_only_the_export_and_fp32_are_counted() -> None:
     fp32 = replace(CPU, families=(), pool_frames=0, calibration_frames=0, gate_frames=0, labeled=False)
     assert fp32.seconds == pytest.approx(9.0)
     assert replace(CPU, labeled=False).seconds < CPU.seconds - 20
+
+
+def test_estimate__counts_the_labels_that_are_there(checkpoint: Path, pool_dir: Path, tmp_path: Path) -> None:
+    write_images(tmp_path / "images", 3)
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "000.txt").write_text("0 .5 .5 .2 .2\n")
+    data = tmp_path / "data.yaml"
+    data.write_text(yaml.safe_dump({"path": str(tmp_path), "val": "images", "names": dict(enumerate(CLASS_NAMES))}))
+    told = estimate(ConvertRequest(checkpoint, pool_dir, data=data))
+    assert told["gate"] == "3 frames with labels, at batch 1"
+    assert told["calibration"] == "24 of 24 pool frames by k-center"
+    assert "an estimate for this machine" in told["time"]
