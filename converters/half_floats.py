@@ -3,6 +3,10 @@
 The decode stays in FP32: FP16 has no half pixels beyond 1024 and rounds pixels from 512 on. ONNX Runtime's own converter
 was tried: between two neighbours that shall stay FP32 it rounds to FP16 and back, and it names two casts alike, which
 ONNX's checker refuses. A Q/DQ graph moves to opset 19, the first whose DequantizeLinear gives FP16.
+
+The scales of Q/DQ become FP16 as they are. Below 6.1e-5 they are subnormal and rounded by up to 3e-8. None of yolo11n's on
+COCO is, which are 0.05 % off at most; of fine-tuned models' weights up to 21 scales of 8538 are, from 2.2e-5 on, 0.09 % off at
+most: 0.07 of an INT8 step. Raising these scales to 6.1e-5 and rounding their weights anew would cost up to 1.3 steps.
 """
 
 from __future__ import annotations
