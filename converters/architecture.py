@@ -89,7 +89,9 @@ def checked_architecture(content: Mapping[str, Any], source: Path | str) -> dict
     texts = {key: content[key] for key in _NAMING if isinstance(content.get(key), str)}
     spec.update({key: text for key, text in texts.items() if re.fullmatch(_NAMING[key], text)})
     if not _is_number(spec.get("nc"), 1, 99_999, whole=True):
-        raise CheckpointError(f"{source} must give the number of classes as nc, but has {reprlib.repr(spec.get('nc'))}; add it")
+        raise CheckpointError(
+            f"{source} must give the number of classes as nc, 1 to 99999, but has {reprlib.repr(spec.get('nc'))}; correct it"
+        )
     if not all(_has_layers(spec.get(part)) for part in ("backbone", "head")):
         raise CheckpointError(
             f"{source} must list its layers under backbone and head as [from, repeats, module, args]; compare with yolo11.yaml"

@@ -21,7 +21,7 @@ from runtime.progress import Progress
 from runtime.signature import verify_bundle
 from runtime.tensorrt.device import Device, find_device
 from runtime.tensorrt.engine_cache import EngineCache, EngineRequest, engine_for
-from runtime.tensorrt.engine_from_onnx import BuildOptions
+from runtime.tensorrt.engine_from_onnx import BuildOptions, known_targets
 from runtime.tensorrt.flavour import Flavour, installed_flavours, load_flavour
 from runtime.verdict import Verdict, refuse_unwritable, save_verdict
 
@@ -78,11 +78,13 @@ class Builders:
         """TensorRT-RTX where other devices are named; else whatever is installed, if there is a GPU.
 
         Raises:
-            BackendError, MissingPackageError: other devices are named, and TensorRT-RTX does not load or is not there.
+            BackendError, MissingPackageError: other devices are named, and TensorRT-RTX does not load, is not there or does not know them.
         """
         gpu = find_device()
         if compute_capabilities:
-            return cls([load_flavour("tensorrt-rtx")], gpu=gpu)
+            rtx = load_flavour("tensorrt-rtx")
+            known_targets(rtx.trt, compute_capabilities)
+            return cls([rtx], gpu=gpu)
         return cls(*installed_flavours(), gpu) if gpu else cls()
 
 
@@ -147,7 +149,7 @@ def build(request: BuildRequest, report: Report, builders: Builders | None = Non
     engines = _engines(bundle, request, files, builders.gpu, failures)
     missing = ["this device's verdict"] if request.measurement and not kept else []
     unbuilt = len(files) - len(engines) + len(builders.broken)
-    if unbuilt and (request.compute_capabilities or not (engines or verdict)):
+    if unbuilt and not (engines or (verdict and not request.compute_capabilities)):
         missing.append(f"{unbuilt} of {unbuilt + len(engines)} engines")
     refusal = f"{' and '.join(missing)} could not be had, for the reasons above" if missing else ""
     return Outcome(engines, failures.sentences, verdict, refusal)
@@ -197,7 +199,8 @@ def _engines(
         except (BackendError, CacheError) as error:
             failures.add(f"not built: {precision} by {flavour.name}: {error}")
             continue
-        built.append(f"{precision} by {flavour.name} {flavour.version} of {path.name}, {size / 1e6:.1f} MB")
+        target = f" for {', '.join(request.compute_capabilities)}" if request.compute_capabilities else ""
+        built.append(f"{precision} by {flavour.name} {flavour.version} of {path.name}{target}, {size / 1e6:.1f} MB")
         failures.report(built[-1])
     return built
 

@@ -123,10 +123,15 @@ def build(
     from converters.build import BuildRequest
     from converters.build import build as start
     from converters.errors import ConversionError
+    from converters.examine import row_line
 
-    request = BuildRequest(path, pool, data, tuple(compute_capability or ()), gate_frames, trust_key=trust_key)
+    targets = tuple(name.upper().replace("_", "") for name in compute_capability or ())  # sm_86, as nvcc writes it
+    request = BuildRequest(path, pool, data, targets, gate_frames, trust_key=trust_key)
     outcome = start(request, lambda line: typer.echo(line, err=True))
-    _tell({"bundle": str(path), **outcome.told}, as_json)
+    told = {"bundle": str(path), **outcome.told}
+    if outcome.verdict and not as_json:
+        told["measurements"] = [row_line(row) for row in outcome.verdict.parity]
+    _tell({key: value for key, value in told.items() if as_json or value}, as_json)
     if outcome.refusal:
         raise ConversionError(outcome.refusal)
 

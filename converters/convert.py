@@ -30,11 +30,11 @@ from converters.int8_search import Calibrated, search_int8
 from converters.model_files import ModelFile, rebatched, shipped_files
 from converters.report import write_report
 from converters.report_data import Findings
-from converters.request import ConvertRequest, Plan, Target, plan_of
+from converters.request import ConvertRequest, Plan, plan_of
 from runtime.bundle import Bundle, publish
 from runtime.device import Device
 from runtime.files import sha256_of_file
-from runtime.manifest import SCHEMA_VERSION, Calibration, Manifest, OutputSpec, Parity, PreprocessSpec, ThresholdSpec
+from runtime.manifest import SCHEMA_VERSION, Calibration, Form, Manifest, OutputSpec, Parity, PreprocessSpec, ThresholdSpec
 from runtime.pool import Pool
 from runtime.postprocess import Thresholds
 
@@ -74,8 +74,11 @@ def _convert(request: ConvertRequest, place: Callable[[Manifest], Path], beside:
         staging_folder(beside) as staging,
         tempfile.TemporaryDirectory(prefix="edgeloop-") as pinned,
     ):
+        report(f"reading {request.checkpoint} and exporting it")
         source_sha256 = _digest(request.checkpoint)
         model = load_model(request.checkpoint, request.import_options)
+        if "head" in model.lineage and "input" in model.lineage:  # made elsewhere
+            report(f"taken for {model.lineage['head']}; input {model.lineage['input']}: look at a detection")
         fp32 = ModelFile.write(staging, "fp32", "any", model.graph)
         again = (
             earlier_calibration(request.calibration, sha256_of_file(fp32.path), model.preprocess)
@@ -122,6 +125,11 @@ class _Job:
         return Gate(self.frames.gate, self.thresholds, self.model.names, request.bars, request.seed)
 
     @property
+    def unread(self) -> frozenset[Form]:
+        """TensorRT-RTX takes strong typing only; which of both a Jetson's or server's TensorRT takes depends on its version."""
+        return frozenset(["tensorrt"]) if self.request.target == "rtx" else frozenset()
+
+    @property
     def thresholds(self) -> Thresholds:
         return Thresholds(self.request.confidence, self.request.iou if self.model.nms else None)
 
@@ -132,7 +140,7 @@ class _Job:
         entries, preprocess = self.frames.drawn.calibration, self.model.preprocess
         return Calibrated(
             self.model.graph, PoolBatches(self.frames.pinned, entries, preprocess), len(entries),
-            PoolGateFrames(self.frames.pinned, entries, preprocess), self.fp32.path.parent, self.report,
+            PoolGateFrames(self.frames.pinned, entries, preprocess), self.fp32.path.parent, self.report, self.unread,
         )  # fmt: skip
 
 
@@ -162,10 +170,14 @@ def _make_files(job: _Job) -> _Made:
         floats = run_candidates(job.fp32.candidates(), gate, skipped)
         searches = {family: search_int8(family, job.calibrated, gate, floats) for family in job.plan.int8}
     for search in searches.values():
-        made += [file for file in shipped_files(search.file) if search.holds and _reads(job.request.target, file)]
+        made += [file for file in shipped_files(search.file) if search.holds and file.form not in job.unread]
         skipped += search.skipped
     if job.request.batch > 1:
         made += [rebatched(file, job.request.batch) for file in made]
+    for family, search in searches.items():
+        if not search.holds:
+            reason = next((row.refused for row in reversed(search.attempts) if row.refused), "no engine runs it")
+            job.report(f"no INT8 for {family}: {reason}")
     runs, rows = _measure_all(made, gate, skipped, job.report)
     files = tuple(file for file in made if not rows or _may_be_shipped(file, rows))
     kept = {file.path.name for file in files}
@@ -184,11 +196,6 @@ def _make_files(job: _Job) -> _Made:
         job.frames.drawn, searches, tuple(file.variant for file in files), Device.current(),
     )  # fmt: skip
     return _Made(files, findings)
-
-
-def _reads(target: Target, file: ModelFile) -> bool:
-    """TensorRT-RTX takes strong typing only; which of both a Jetson's or server's TensorRT takes depends on its version."""
-    return target != "rtx" or file.form != "tensorrt"
 
 
 def _may_be_shipped(file: ModelFile, rows: Sequence[Parity]) -> bool:
@@ -220,7 +227,7 @@ def parity_table(manifest: Manifest) -> list[str]:
     )
     rows = [
         f"{row.precision:10}{row.form:16}{row.engine:13}{row.batch:5d}{row.f1_against_fp32:11.3f}{row.mean_iou:10.3f}"
-        f"{row.mean_score_shift:+13.4f}{row.class_flips:7d}{row.latency_p50_ms:9.1f}{row.latency_p99_ms:9.1f}"
+        f"{row.mean_score_shift:+13.4f}{row.class_flips:7d}{_ms(row, row.latency_p50_ms)}{_ms(row, row.latency_p99_ms)}"
         + (f"{row.labeled.f1:8.4f}{row.labeled.map50_95:10.4f}" if row.labeled else "")
         + (f"  refused: {row.refused}" if row.refused else "")
         for row in manifest.parity
@@ -228,6 +235,11 @@ def parity_table(manifest: Manifest) -> list[str]:
     preferred = manifest.preferred
     verdict = f"preferred: {preferred.precision} on {preferred.engine} ({preferred.reason})"
     return [*([head, *rows] if rows else []), verdict]
+
+
+def _ms(row: Parity, value: float) -> str:
+    """A proxy's time says nothing of the engine that will run the file."""
+    return f"{'proxy':>9}" if row.is_proxy else f"{value:9.1f}"
 
 
 def to_stderr(line: str) -> None:

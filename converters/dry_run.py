@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from calibration.labels import load_held_out
+from converters.errors import ConversionError
+from converters.frames import labeled_images
 from converters.imported import ImportedModel, load_model
 from converters.model_files import ModelFile
 from converters.qdq_from_onnx import Family
@@ -103,9 +104,14 @@ def estimate(request: ConvertRequest) -> dict[str, Any]:
         export_s, size = time.monotonic() - begun, fp32.path.stat().st_size
         inference_s = _inference_s(fp32, model)
     available = _frames_in(request.pool)
-    labels = len(load_held_out(request.data).val) if request.data else available // 4
-    gate = min(request.gate_frames, labels)
-    frames = min(request.frames or DEFAULT_FRAMES, max(available - (0 if request.data else gate), 0))
+    gate = len(labeled_images(request, model)) if request.data else min(request.gate_frames, available // 4)
+    most = max(available - (0 if request.data else gate), 0)
+    if request.pool is not None and (request.frames or 0) > most:
+        raise ConversionError(
+            f"pool {request.pool} has {available} frames, {available - most} of them for the check, but --frames asks for "
+            f"{request.frames}; collect more, or use --frames {most}"
+        )
+    frames = min(request.frames or DEFAULT_FRAMES, most)
     kinds = ["fp32", *(["fp16"] if plan.fp16 else [])]
     kinds += ["int8 cpu"] if "cpu" in plan.int8 else []
     kinds += ["int8 tensorrt", "int8 tensorrt-strong"] if "tensorrt" in plan.int8 else []

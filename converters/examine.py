@@ -32,7 +32,7 @@ def describe(bundle: Bundle) -> dict[str, Any]:
         if calibration
         else "none",
         "files": [_file_line(bundle, variant) for variant in manifest.variants],
-        "measurements": [_row_line(row) for row in manifest.parity],
+        "measurements": [row_line(row) for row in manifest.parity],
         "lineage": [f"{key}: {value}" for key, value in manifest.lineage.items()],
     }
 
@@ -54,6 +54,8 @@ def verify_bundle(path: Path, trust_key: Path | None) -> dict[str, Any]:
     checks = [f"{len(bundle.manifest.files)} files match their SHA-256, and nothing else is there"]
     if trust_key is not None:
         checks.append(f"signed by the owner of {trust_key}")
+    elif not (bundle.path / SIGNATURE).is_file():
+        checks.append("not signed")
     bundle.model_path("fp32", batch=bundle.manifest.outputs.batch)  # what the daemon's canvas is made for
     graphs = {variant.file: checked_graph(bundle, variant) for variant in bundle.manifest.variants}
     checks.append(f"{len(graphs)} graphs are valid ONNX with the inputs and outputs of the manifest: names, types and shapes")
@@ -134,11 +136,13 @@ def _file_line(bundle: Bundle, variant: Variant) -> str:
     return f"{variant.file}: {variant.precision} for {variant.form}, batch {variant.batch}, {size:.1f} MB{floats}"
 
 
-def _row_line(row: Parity) -> str:
+def row_line(row: Parity) -> str:
+    """A measurement in words."""
+    time = "no time: a proxy" if row.is_proxy else f"p50 {row.latency_p50_ms:.1f} ms, p99 {row.latency_p99_ms:.1f} ms"
     labeled = f", F1 {row.labeled.f1:.4f}, mAP50-95 {row.labeled.map50_95:.4f}" if row.labeled else ""
     refused = f", refused: {row.refused}" if row.refused else ""
     return (
-        f"{row.precision} {row.form} on {row.engine}, batch {row.batch}: p50 {row.latency_p50_ms:.1f} ms, p99 {row.latency_p99_ms:.1f} ms, "
+        f"{row.precision} {row.form} on {row.engine}, batch {row.batch}: {time}, "
         f"F1 against FP32 {row.f1_against_fp32:.3f}{labeled}{refused}"
     )
 

@@ -72,7 +72,7 @@ def choose_frames(
         ConversionError: labels of other classes, frames that are gone, or frames that show nothing.
         PoolError, DataError: an empty or too small pool; unreadable labels.
     """
-    items = _labeled(request, model) if request.data else ()
+    items = labeled_images(request, model) if request.data else ()
     gate: GateFrames | None = LabeledGateFrames(items, model.preprocess) if items else None
     if pool is None:
         return Frames(None, gate)
@@ -93,10 +93,11 @@ def _draw(
     usable = sum(entry.sha256 not in checked for entry in pool.entries(request.until_s, with_embeddings=False))
     held_out = 0 if checked else min(request.gate_frames, usable // 4)
     count = request.frames or max(1, min(DEFAULT_FRAMES, usable - held_out))
-    draw = Draw(
-        count, held_out, request.sampler, request.seed, request.until_s, checked, None if request.frames else FEW_FRAMES
-    )
-    like = embed(gate, looks.fp32) if gate is not None and request.sampler in BY_EMBEDDING else None
+    calibrates = request.precision in ("auto", "int8")
+    sampler = request.sampler if calibrates else "time-spread"  # which needs no look at the whole pool
+    least = None if request.frames else FEW_FRAMES
+    draw = Draw(count, held_out, sampler, request.seed, request.until_s, checked, least)
+    like = embed(gate, looks.fp32) if gate is not None and sampler in BY_EMBEDDING else None
     return sample_frames(pool, draw, looks.at, like)
 
 
@@ -144,16 +145,21 @@ def embed(frames: GateFrames, fp32: Path) -> NDArray[np.float32]:
     return np.stack(found)
 
 
-def _labeled(request: ConvertRequest, model: ImportedModel) -> tuple[LabeledImage, ...]:
+def labeled_images(request: ConvertRequest, model: ImportedModel) -> tuple[LabeledImage, ...]:
+    """The images of `--data` that the gate looks at. Raises like `choose_frames`."""
     data = request.data or Path()
     dataset = load_held_out(data)
     if dataset.names != model.names:
         raise ConversionError(
-            f"{data} has classes {list(dataset.names[:6])}, the model {list(model.names[:6])}; they must be the same, in the same order"
+            f"{data} has {_told(dataset.names)}, the model {_told(model.names)}; they must be the same, in the same order"
         )
     if not dataset.val:
         raise ConversionError(f"{data} names no image under `val` to measure on; list some, or leave --data out")
     return tuple(time_spread(dataset.val, request.gate_frames, request.seed))
+
+
+def _told(names: Sequence[str]) -> str:
+    return f"{len(names)} classes ({', '.join(names[:6])}{', …' if len(names) > 6 else ''})"
 
 
 def _refuse_darkness(frames: FrameReader, entries: Sequence[PoolEntry], pool: Path) -> None:

@@ -283,7 +283,7 @@ def _labeled(run: Run, reference: Run, truths: Sequence[Detections], gate: Gate)
 def missed_bar(row: Parity, bars: Bars) -> str:
     """The first bar that a row misses, in words; empty when it holds them all."""
     if row.precision != "fp32" and row.boxes < bars.boxes:
-        return f"only {row.boxes} boxes to compare, {bars.boxes} are needed"
+        return f"only {row.boxes} boxes to compare, {bars.boxes} are needed: measure on more frames, larger ones or at a lower --conf"
     if row.f1_against_fp32 < bars.agreement:
         return f"F1 against FP32 {row.f1_against_fp32:.3f} < {bars.agreement:g}"
     if row.f1_at_threshold < bars.at_threshold:

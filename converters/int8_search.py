@@ -51,6 +51,7 @@ class Calibrated:
         frames: the same, for the search to look at.
         folder: where files go.
         report: told each step.
+        unread: forms that the target does not read.
     """
 
     fp32: onnx.ModelProto
@@ -59,6 +60,7 @@ class Calibrated:
     frames: GateFrames
     folder: Path
     report: Report
+    unread: frozenset[Form] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,8 @@ class Measure:
     def tried(self, file: ModelFile) -> _Tried:
         """A file, measured in every form that is shipped of it."""
         skipped: list[str] = []
-        candidates = [candidate for shipped in shipped_files(file) for candidate in shipped.candidates()]
+        shipped = [made for made in shipped_files(file) if made.form not in self.calibrated.unread]
+        candidates = [candidate for made in shipped for candidate in made.candidates()]
         runs = run_candidates(candidates, self.gate, skipped)
         for reason in skipped:
             self.calibrated.report(f"not measured: {reason}")

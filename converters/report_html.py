@@ -119,6 +119,7 @@ def _int8_verdict(told: Int8Told) -> str:
     holds = {True: "The gate holds", False: "The gate does not hold: the file is not in the bundle", None: "Not measured"}
     count = sum(layer.precision == "int8" for layer in told.layers)
     returned = f", {len(told.float_layers)} of the rest were returned to float" if told.float_layers else ""
+    returned += "; attention's products, and TensorRT's first convolution, are never INT8" if count < len(told.layers) else ""
     return _paragraph(f"{holds[told.holds]}. {count} of {len(told.layers)} layers are INT8{returned}.")
 
 

@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 from runtime.errors import EdgeloopError
 from runtime.extras import missing_package
 
+_INTERRUPTED = 130  # typer's exit code after Ctrl-C
 _OPENCV_LIBRARIES = ("libGL.so", "libgthread-2.0.so", "libglib-2.0.so")  # of the system; a bare one lacks them
 
 
@@ -44,6 +45,10 @@ class Program:
         signal.signal(signal.SIGTERM, _leave)
         try:
             self.app(prog_name=self.name)
+        except SystemExit as leave:
+            if leave.code == _INTERRUPTED:
+                sys.stderr.write(f"\n{self.name}: interrupted\n")
+            raise
         except EdgeloopError as error:
             self._exit(f"{error}", error.exit_code)
         except OSError as error:

@@ -83,8 +83,7 @@ def process_logger(trt: TensorRT) -> tuple[tensorrt.ILogger, Told]:
                 line = " ".join(msg.split())
                 if severity in loud:
                     told.errors.append(line)
-                worth_it = severity in loud or severity == trt.ILogger.Severity.WARNING
-                log.log(logging.INFO if worth_it else logging.DEBUG, "TensorRT: %s", line)
+                log.debug("TensorRT: %s", line)
 
     logger: tensorrt.ILogger = Remembering()
     return logger, told

@@ -157,12 +157,22 @@ def _configured(
     return config
 
 
-def _set_targets(trt: TensorRT, config: RtxBuilderConfig, names: Sequence[str]) -> None:
+def known_targets(trt: TensorRT, names: Sequence[str]) -> dict[str, object]:
+    """What TensorRT-RTX can build for, by name.
+
+    Raises:
+        BackendError: not for all of `names`.
+    """
     known: dict[str, object] = cast(Any, trt).ComputeCapability.__members__  # RTX only, so not in the stubs
     unknown = [name for name in names if name not in known]
     if unknown:
         targets = ", ".join(name for name in known if name.startswith("SM"))
         raise BackendError(f"TensorRT-RTX {trt.__version__} cannot build for {', '.join(unknown)}; it can for {targets}")
+    return known
+
+
+def _set_targets(trt: TensorRT, config: RtxBuilderConfig, names: Sequence[str]) -> None:
+    known = known_targets(trt, names)
     config.num_compute_capabilities = len(names)
     for index, name in enumerate(names):
         config.set_compute_capability(known[name], index)

@@ -192,3 +192,9 @@ def test_command__a_missing_package_is_told_before_work_begins(
         assert lines == [f"edge-convert: {sentence}"]
     assert "measuring" not in done.stderr
     assert not (tmp_path / "b").exists()
+
+
+def test_build__an_unknown_gpu_is_told_before_anything_is_done(bundle: Bundle) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="pip install 'edgeloop[tensorrt-rtx]'")
+    with pytest.raises(BackendError, match=r"cannot build for BANANA; it can for SM75"):
+        Builders.of_this_device(("SM86", "BANANA"))

@@ -96,6 +96,12 @@ def test_convert__dry_run_writes_nothing(convert: Edge, checkpoint: Path, pool_d
     assert not (tmp_path / "b").exists()
 
 
+def test_convert__dry_run_refuses_what_the_run_would(convert: Edge, checkpoint: Path, pool_dir: Path) -> None:
+    done = convert(checkpoint, "--pool", pool_dir, "--dry-run", "--frames", 400)
+    assert done.returncode == 2
+    assert "has 24 frames, 6 of them for the check, but --frames asks for 400" in done.stderr
+
+
 def test_convert__require_int8_that_does_not_hold_is_3_and_the_bundle_is_there(
     convert: Edge, checkpoint: Path, pool_dir: Path, tmp_path: Path
 ) -> None:

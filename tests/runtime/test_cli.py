@@ -47,3 +47,9 @@ def test_run__a_failed_import_says_what_to_install(fails: str, told: str) -> Non
     command = [sys.executable, "-c", PROGRAM, "one", fails]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (2, f"edge: {told}\n")
+
+
+def test_run__ctrl_c_is_told() -> None:
+    command = [sys.executable, "-c", PROGRAM, "one", "import os, signal; os.kill(os.getpid(), signal.SIGINT)"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd=ROOT)
+    assert (done.returncode, done.stderr.strip()) == (130, "edge: interrupted")
