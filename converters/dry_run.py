@@ -27,16 +27,14 @@ class _Cost:
     """What one family of engines takes, in FP32 inferences under ONNX Runtime; its parts were timed on yolo11n at 640.
 
     Attributes:
-        search: per gate frame, while the INT8 file is searched.
+        search: per gate frame, while the INT8 file is searched: as it is, and with layers in float.
         final: per gate frame, when all files are measured.
-        labels: per labelled gate frame, while layers return to float.
         layers: in all, for the scan of the layers and the timing of those that return.
         fixed_s: seconds that do not depend on the model's speed: graphs that are written, checked and loaded.
     """
 
     search: float
     final: float
-    labels: float
     layers: float
     fixed_s: float
 
@@ -44,8 +42,8 @@ class _Cost:
 # INT8 takes 1.4 FP32 inferences under ONNX Runtime and 0.45 under OpenVINO; TensorRT's files run under ONNX Runtime, the
 # weakly typed at 1.3 and the strongly typed at 2.0, and nothing of theirs is timed.
 _COSTS: dict[Family, _Cost] = {
-    "cpu": _Cost(search=2.1, final=2.1, labels=1.7, layers=500, fixed_s=20),
-    "tensorrt": _Cost(search=1.5, final=3.6, labels=10.5, layers=170, fixed_s=12),
+    "cpu": _Cost(search=3.7, final=2.1, layers=760, fixed_s=75),
+    "tensorrt": _Cost(search=6.6, final=3.6, layers=1310, fixed_s=25),
 }
 _FP32, _FP16 = 2.15, 1.1  # per gate frame and measurement: FP32 under two engines, FP16 as a proxy under one
 _QUANTISE = 2.1  # per calibration frame: NNCF's statistics and bias correction
@@ -84,9 +82,10 @@ class Workload:
         """An estimate of the whole, if the first INT8 file of each family holds."""
         costs = [_COSTS[family] for family in self.families] if self.gate_frames else []
         measured = _FP32 + (_FP16 if self.fp16 else 0) + sum(cost.final for cost in costs)
-        searched = (_FP32 if costs else 0) + sum(cost.search + (cost.labels if self.labeled else 0) for cost in costs)
+        searched = (_FP32 if costs else 0) + sum(cost.search for cost in costs)
         inferences = (
             self.pool_frames
+            + (self.gate_frames if self.labeled else 0)
             + self.gate_frames * (measured * self.batches + searched)
             + sum(self.calibration_frames * _QUANTISE + cost.layers for cost in costs)
         )
