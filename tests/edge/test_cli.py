@@ -122,7 +122,7 @@ def test_edge_convert__writes_a_bundle_and_refuses_mistakes(edge: Edge, checkpoi
     refused(edge(checkpoint, module="converters.cli"), "--out BUNDLE and --release BUNDLES")
     refused(
         edge(checkpoint, "--out", "b3", "--imgsz", "100", module="converters.cli"),
-        "multiple of 32, but got 100; try --imgsz 128",
+        "multiple of 32 up to 8192, but got 100; try --imgsz 128",
     )
     refused(edge(checkpoint, "--out", "b3", "--names", "a,b", module="converters.cli"), "name exactly 5")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "pool"]
