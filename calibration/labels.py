@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from calibration.errors import DataError
 from runtime.detections import Detections
+from runtime.errors import first_line
 from runtime.files import write_atomically
 from runtime.images import IMAGE_SUFFIXES, list_images
 
@@ -212,7 +213,7 @@ def _read_yaml(path: Path) -> dict[str, object]:
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}; a data set has a data.yaml with `names`") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise DataError(f"{path} is not valid YAML: {str(error).splitlines()[0]}; fix it") from error
+        raise DataError(f"{path} is not valid YAML: {first_line(error)}; fix it") from error
     if not isinstance(content, dict):
         raise DataError(f"{path} holds no mapping; expected `names`, `train` and `val`")
     return content

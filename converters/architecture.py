@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from converters.errors import CheckpointError
+from runtime.errors import first_line
 
 SCALES = {
     "yolov5": "nsmlx",
@@ -68,7 +69,7 @@ def read_architecture(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:  # ValueError: no UTF-8, or a date that is none
-        first = str(error).splitlines()[0]
+        first = first_line(error)
         raise CheckpointError(f"{path} cannot be read as YAML ({first}); name an architecture like yolo11n.yaml") from error
     letter = re.search(r"yolov?\d+([a-z])", path.stem)
     named = {"scale": letter[1] if letter else "", "yaml_file": path.name}

@@ -5,7 +5,7 @@ Loads no onnx: a device with `edgeloop[cpu]` has none.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,15 +17,13 @@ from converters.request import DEFAULT_GATE_FRAMES
 from runtime.bundle import Bundle
 from runtime.errors import BackendError, CacheError, MissingPackageError
 from runtime.manifest import Form, Precision
-from runtime.progress import Progress
+from runtime.progress import Progress, Report
 from runtime.signature import verify_bundle
 from runtime.tensorrt.device import Device, find_device
 from runtime.tensorrt.engine_cache import EngineCache, EngineRequest, engine_for
 from runtime.tensorrt.engine_from_onnx import BuildOptions, known_targets
 from runtime.tensorrt.flavour import Flavour, installed_flavours, load_flavour
 from runtime.verdict import Verdict, refuse_unwritable, save_verdict
-
-Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)

@@ -37,10 +37,9 @@ from runtime.files import sha256_of_file
 from runtime.manifest import SCHEMA_VERSION, Calibration, Form, Manifest, OutputSpec, Parity, PreprocessSpec, ThresholdSpec
 from runtime.pool import Pool
 from runtime.postprocess import Thresholds
+from runtime.progress import Report
 
 _CHECKED_CANVASES = 2  # the export is compared with the original on that many frames
-
-Report = Callable[[str], None]
 
 
 def convert(request: ConvertRequest, out: Path, report: Report) -> Bundle:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,11 +16,10 @@ from converters.quantizer_passes import with_float_layers
 from converters.sensitivity import Sensitivity, SensitivityScan
 from runtime.errors import BackendError
 from runtime.manifest import Form, Parity
+from runtime.progress import Report
 
 _TO_BLAME = 0.5  # one layer that brings this share of its stretch's gain
 MAX_LAYERS = 24  # with more of them in float, the rest of the model is no longer an INT8 model worth its name
-
-Report = Callable[[str], None]
 
 _REFERENCE = Candidate("fp32", "any", "onnxruntime", Path())
 

@@ -13,6 +13,7 @@ from converters.calibration_file import CALIBRATION_FILE, calibration_bytes, key
 from converters.errors import ConversionError
 from converters.quantizer_passes import Range, ranges_of
 from runtime.bundle import Bundle
+from runtime.errors import first_line
 from runtime.files import sha256_of_file
 from runtime.manifest import Calibration, Variant
 from runtime.onnx_file import refuse_external_data
@@ -41,9 +42,7 @@ def checked_graph(bundle: Bundle, variant: Variant) -> onnx.ModelProto:
         finite = all(np.isfinite(numpy_helper.to_array(item)).all() for item in floats)
         found, promised = _told(model), _promised(bundle, variant)
     except _DAMAGED as error:
-        raise ConversionError(
-            f"{path} is not valid ONNX: {(str(error).splitlines() or ['damaged'])[0]}; convert the model again"
-        ) from error
+        raise ConversionError(f"{path} is not valid ONNX: {first_line(error)}; convert the model again") from error
     if not finite:
         raise ConversionError(f"{path} holds NaN or infinity; train or convert the model again")
     if found != promised:

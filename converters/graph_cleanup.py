@@ -15,7 +15,7 @@ from onnx import numpy_helper
 from converters.errors import ConversionError
 from converters.graph_builder import PREFIX, copy_of
 from converters.graph_passes import IMAGES, with_uint8_bgr_input
-from runtime.errors import MissingPackageError
+from runtime.errors import MissingPackageError, first_line
 from runtime.preprocess import Preprocess
 
 
@@ -53,7 +53,7 @@ def with_constants_folded(model: onnx.ModelProto) -> onnx.ModelProto:
             folded: onnx.ModelProto = onnxslim.slim(with_names(model))
     except Exception as error:
         raise ConversionError(
-            f"onnxslim cannot fold the constants of this graph ({_first_line(error)}); export the model again with opset 17"
+            f"onnxslim cannot fold the constants of this graph ({first_line(error)}); export the model again with opset 17"
         ) from error
     finally:
         logging.getLogger("onnxslim").setLevel(logging.ERROR)
@@ -144,17 +144,10 @@ def _check_shapes(model: onnx.ModelProto, expected: dict[str, list[int]]) -> Non
     try:
         inferred = onnx.shape_inference.infer_shapes(bare, strict_mode=True, data_prop=True)
     except onnx.shape_inference.InferenceError as error:
-        raise ConversionError(
-            f"the graph does not follow another batch ({_first_line(error)}); convert with batch 1"
-        ) from error
+        raise ConversionError(f"the graph does not follow another batch ({first_line(error)}); convert with batch 1") from error
     for output in inferred.graph.output:
         dims = [dim.dim_value for dim in output.type.tensor_type.shape.dim]
         if dims and all(dims) and dims != expected[output.name]:
             raise ConversionError(
                 f"output {output.name!r} would have shape {dims}, expected {expected[output.name]}; convert with batch 1"
             )
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

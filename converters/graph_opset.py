@@ -9,6 +9,7 @@ from onnx import helper, numpy_helper, version_converter
 
 from converters.errors import ConversionError
 from converters.graph_builder import OPSET, copy_of
+from runtime.errors import first_line
 
 _STANDARD = ("", "ai.onnx")
 _IR_VERSION = 8  # of opset 17, which the oldest engines read
@@ -52,7 +53,7 @@ def with_opset(model: onnx.ModelProto) -> onnx.ModelProto:
     except ConversionError:
         raise
     except Exception as error:  # checker, inference and converter share no base, and protobuf raises its own
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         kind = "is too new for" if version > OPSET else "cannot be brought to"
         raise ConversionError(
             f"this graph of opset {version} {kind} opset {OPSET} ({reason}); export it with opset {OPSET} "

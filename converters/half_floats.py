@@ -17,6 +17,7 @@ from onnx import TensorProto, helper, numpy_helper, version_converter
 
 from converters.errors import ConversionError
 from converters.layers import decode_nodes
+from runtime.errors import first_line
 
 _QDQ_OPSET = 19
 _LARGEST = 65504.0  # of FP16
@@ -42,9 +43,7 @@ def with_half_floats(model: onnx.ModelProto) -> onnx.ModelProto:
         halved = _Halved(onnx.shape_inference.infer_shapes(untyped, strict_mode=True), floats).model
         onnx.checker.check_model(halved, full_check=True)
     except (RuntimeError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ConversionError(
-            f"the graph cannot be converted to FP16: {str(error).splitlines()[0]}; use --precision fp32"
-        ) from error
+        raise ConversionError(f"the graph cannot be converted to FP16: {first_line(error)}; use --precision fp32") from error
     return halved
 
 

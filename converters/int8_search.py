@@ -7,7 +7,7 @@ search looks at calibration frames; the gate's frames and labels are kept for th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -26,8 +26,7 @@ from converters.quantizer_passes import with_float_layers
 from converters.sensitivity import Sensitivity, SensitivityScan
 from runtime.errors import BackendError
 from runtime.manifest import Form, Parity
-
-Report = Callable[[str], None]
+from runtime.progress import Report
 
 Recipe = Literal["usual", "ranges by median", "7-bit weights"]
 
@@ -37,7 +36,6 @@ _RECIPES: dict[Family, tuple[Recipe, ...]] = {
     "cpu": ("usual", "ranges by median", "7-bit weights"),
     "tensorrt": ("usual", "ranges by median"),
 }
-_FORM: dict[Family, Form] = {"cpu": "cpu", "tensorrt": "tensorrt"}
 
 
 @dataclass(frozen=True)
@@ -147,7 +145,7 @@ class Measure:
             given.fp32, given.batches, given.count, family, seven_bit_weights=recipe == "7-bit weights",
             ranges=median_of_extremes() if recipe == "ranges by median" else None,
         )  # fmt: skip
-        return self.tried(ModelFile.write(given.folder, "int8", _FORM[family], model))
+        return self.tried(ModelFile.write(given.folder, "int8", family, model))
 
     def tried(self, file: ModelFile) -> _Tried:
         """A file, measured in every form that is shipped of it."""

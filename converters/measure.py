@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,9 +18,8 @@ from runtime.extras import require
 from runtime.files import sha256_of_file
 from runtime.manifest import FORM_OF_ENGINE
 from runtime.pool import Pool
+from runtime.progress import Report
 from runtime.verdict import Verdict
-
-Report = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,6 +43,7 @@ from converters.graph_passes import (
 from converters.imported import ImportedModel, square_canvas
 from converters.predictions import RawPredictions, Reference
 from converters.ultralytics_pickle import class_names, image_size
+from runtime.errors import first_line
 from runtime.preprocess import STRIDE, Preprocess
 
 if TYPE_CHECKING:
@@ -255,7 +256,7 @@ def _export(detector: DetectionModel, preprocess: Preprocess) -> onnx.ModelProto
                 input_names=[IMAGES], output_names=[_PREDICTIONS, *features],
             )  # fmt: skip
         except torch.onnx.errors.OnnxExporterError as error:
-            raise ConversionError(f"torch cannot export this model to opset {OPSET}: {str(error).splitlines()[0]}") from error
+            raise ConversionError(f"torch cannot export this model to opset {OPSET}: {first_line(error)}") from error
         return onnx.load(path)
 
 

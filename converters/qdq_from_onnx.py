@@ -25,7 +25,7 @@ from converters.errors import ConversionError
 from converters.graph_passes import IMAGES
 from converters.layers import WEIGHTED, decode_nodes
 from converters.quantizer_passes import with_signed_activations, with_unsigned_activations
-from runtime.errors import MissingPackageError
+from runtime.errors import MissingPackageError, first_line
 
 Family = Literal["cpu", "tensorrt"]
 
@@ -66,7 +66,7 @@ def qdq_from_onnx(
                 advanced_parameters=_parameters(nncf, family, ranges, seven_bit_weights=seven_bit_weights),
             )
     except (nncf.errors.InternalError, nncf.errors.ValidationError, nncf.errors.UnsupportedModelError, RuntimeError) as error:
-        raise ConversionError(f"NNCF cannot quantise this graph: {str(error).splitlines()[0]}; deploy FP32 instead") from error
+        raise ConversionError(f"NNCF cannot quantise this graph: {first_line(error)}; deploy FP32 instead") from error
     return with_unsigned_activations(quantized) if family == "cpu" else with_signed_activations(quantized)
 
 

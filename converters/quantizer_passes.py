@@ -14,6 +14,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from converters.errors import ConversionError
+from converters.graph_cleanup import without_dead_ends
 from converters.layers import Layer, layers_of
 
 
@@ -97,7 +98,7 @@ def with_float_weights(model: onnx.ModelProto) -> onnx.ModelProto:
         node.input[0] = output
     for place, node in reversed(pairs):
         rewritten.graph.node.insert(place, node)
-    return _checked(_pruned(rewritten))
+    return _checked(without_dead_ends(rewritten))
 
 
 def with_float_layers(model: onnx.ModelProto, fp32: onnx.ModelProto, layers: Collection[Layer]) -> onnx.ModelProto:
@@ -133,7 +134,7 @@ def with_float_layers(model: onnx.ModelProto, fp32: onnx.ModelProto, layers: Col
     for node in rewritten.graph.node:
         if node.name in originals:
             _restore_weights(rewritten, node, originals[node.name], weights, constants)
-    return _checked(_pruned(rewritten))
+    return _checked(without_dead_ends(rewritten))
 
 
 def _restore_weights(
@@ -172,21 +173,6 @@ def _copied(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, onnx.Ten
     copied.CopyFrom(model)
     copied.graph.ClearField("value_info")  # the quantiser's are stale; every engine infers them anyway
     return copied, {item.name: item for item in copied.graph.initializer}
-
-
-def _pruned(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Without quantizers and constants that nothing reads any more."""
-    needed = {output.name for output in model.graph.output}
-    kept = []
-    for node in reversed(model.graph.node):
-        if needed.intersection(node.output):
-            needed.update(node.input)
-            kept.append(node)
-    constants = [item for item in model.graph.initializer if item.name in needed]
-    for field, values in (("node", kept[::-1]), ("initializer", constants)):
-        model.graph.ClearField(field)
-        getattr(model.graph, field).extend(values)
-    return model
 
 
 def _checked(model: onnx.ModelProto) -> onnx.ModelProto:

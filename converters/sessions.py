@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -11,7 +10,7 @@ import onnx
 from numpy.typing import NDArray
 
 from converters.errors import ConversionError
-from runtime.errors import MissingPackageError
+from runtime.errors import MissingPackageError, first_line
 
 
 class Session(Protocol):
@@ -38,7 +37,7 @@ def open_session(model: onnx.ModelProto) -> Session:
     try:
         return _Translated(ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"]))
     except Exception as error:  # onnxruntime's exceptions share no base but this
-        raise ConversionError(f"ONNX Runtime cannot load this graph ({_first_line(error)}); export the model again") from error
+        raise ConversionError(f"ONNX Runtime cannot load this graph ({first_line(error)}); export the model again") from error
 
 
 class _Translated:
@@ -52,11 +51,6 @@ class _Translated:
             values: list[NDArray[Any]] = self._session.run(None if outputs is None else list(outputs), dict(inputs))
         except Exception as error:
             raise ConversionError(
-                f"ONNX Runtime cannot run this graph ({_first_line(error)}); export the model again"
+                f"ONNX Runtime cannot run this graph ({first_line(error)}); export the model again"
             ) from error
         return [np.asarray(value) for value in values]
-
-
-def _first_line(error: BaseException) -> str:
-    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return re.sub(r"/onnxruntime_src/.*\) ", "", line)  # its source line and the signature of a C++ function

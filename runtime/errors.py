@@ -14,6 +14,8 @@ EdgeloopError            anything the kit refuses; command lines print it and ex
 
 from __future__ import annotations
 
+import re
+
 
 class EdgeloopError(Exception):
     """A mistake or a limit that the user can do something about."""
@@ -58,3 +60,9 @@ class MissingPackageError(EdgeloopError):
 
     def __init__(self, package: str, extra: str) -> None:
         super().__init__(f"{package} is not installed; install it with: pip install 'edgeloop[{extra}]'")
+
+
+def first_line(error: BaseException) -> str:
+    """What a foreign exception says, for a sentence of ours: its first line, or its kind where it says nothing."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return re.sub(r"/onnxruntime_src/.*\) ", "", line)  # ONNX Runtime's source line and the signature of a C++ function

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from types import TracebackType
+
+Report = Callable[[str], object]  # told each step of something long, a line at a time
 
 _BAR = 24
 _TERMINAL_S, _LOG_S = 0.2, 15.0  # how often a bar is redrawn, and how often a log gets a line

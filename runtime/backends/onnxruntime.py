@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.errors import BackendError, MissingPackageError
+from runtime.errors import BackendError, MissingPackageError, first_line
 from runtime.postprocess import Outputs
 
 _OUTPUTS = ["boxes", "scores", "classes", "embedding"]
@@ -36,9 +36,7 @@ class OnnxRuntimeBackend:
         try:
             self._session = ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's exceptions share no public base class
-            raise BackendError(
-                f"ONNX Runtime refuses {model}: {str(error).splitlines()[0]}; convert the model again"
-            ) from error
+            raise BackendError(f"ONNX Runtime refuses {model}: {first_line(error)}; convert the model again") from error
 
     def infer(self, images: NDArray[np.uint8]) -> Outputs:
         """See `Backend.infer`; the outputs are fresh arrays."""
@@ -46,7 +44,7 @@ class OnnxRuntimeBackend:
             boxes, scores, classes, embedding = self._session.run(_OUTPUTS, {"images": images})
         except Exception as error:  # as above
             raise BackendError(
-                f"ONNX Runtime cannot run {self._model}: {str(error).splitlines()[0]}; convert the model again"
+                f"ONNX Runtime cannot run {self._model}: {first_line(error)}; convert the model again"
             ) from error
         return Outputs(boxes, scores, classes, embedding)
 

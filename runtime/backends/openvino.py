@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.errors import BackendError, MissingPackageError
+from runtime.errors import BackendError, MissingPackageError, first_line
 from runtime.postprocess import Outputs
 
 _OUTPUTS = ("boxes", "scores", "classes", "embedding")
@@ -35,7 +35,7 @@ class OpenVinoBackend:
         try:
             self._request = core.compile_model(str(model), "CPU", settings).create_infer_request()
         except RuntimeError as error:
-            raise BackendError(f"OpenVINO refuses {model}: {str(error).splitlines()[0]}; convert the model again") from error
+            raise BackendError(f"OpenVINO refuses {model}: {first_line(error)}; convert the model again") from error
 
     def infer(self, images: NDArray[np.uint8]) -> Outputs:
         """See `Backend.infer`; the outputs are views of the request's own tensors."""
@@ -43,9 +43,7 @@ class OpenVinoBackend:
             self._request.infer({"images": images}, share_inputs=True, share_outputs=True)
             boxes, scores, classes, embedding = (self._request.get_tensor(name).data for name in _OUTPUTS)
         except (RuntimeError, ValueError) as error:
-            raise BackendError(
-                f"OpenVINO cannot run {self._model}: {str(error).splitlines()[0]}; convert the model again"
-            ) from error
+            raise BackendError(f"OpenVINO cannot run {self._model}: {first_line(error)}; convert the model again") from error
         return Outputs(boxes, scores, classes, embedding)
 
     def close(self) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import cast
 
-from runtime.errors import BackendError, MissingPackageError
+from runtime.errors import BackendError, MissingPackageError, first_line
 from runtime.tensorrt.surface import TensorRT
 
 AUTO = "auto"
@@ -96,6 +96,6 @@ def _module(name: str) -> TensorRT | None:
             return None
         raise BackendError(f"{name} does not load: {error}; install it again") from error
     except (ImportError, OSError, RuntimeError) as error:  # a library of its own or of CUDA is missing
-        raise BackendError(f"{name} does not load: {str(error).splitlines()[0]}; install it again") from error
+        raise BackendError(f"{name} does not load: {first_line(error)}; install it again") from error
     # A folder named `tensorrt` on the path, such as a package of stubs, imports too, as an empty namespace.
     return cast(TensorRT, module) if hasattr(module, "Builder") else None
