@@ -47,7 +47,7 @@ def run_once(folder: Path, bundle: Bundle, engine: str, precision: str, threads:
     shutil.rmtree(folder, ignore_errors=True)
     config = {
         "model": {"bundle": str(bundle.path), "engine": engine, "precision": precision, "threads": threads},
-        "cameras": {"vtest": {"source": {"kind": "opencv", "uri": str(VIDEO)}, "fps": "max"}},
+        "cameras": {"vtest": {"source": {"kind": "video", "uri": str(VIDEO)}, "fps": "max"}},
         "sinks": [{"kind": "jsonl", "path": str(folder / "results.jsonl")}],
     }
     summary = edge_run(folder, config)

@@ -35,7 +35,7 @@ def run(
     """Runs the cameras of this device until they end or SIGTERM comes."""
     from runtime.config import load_config
     from runtime.daemon import Daemon
-    from runtime.sources.opencv import redacted
+    from runtime.sources.uri import redacted
 
     loaded = load_config(config)
     logging.getLogger(__name__).info("configuration: %s", redacted(loaded.model_dump_json()))

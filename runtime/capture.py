@@ -1,28 +1,62 @@
-"""One thread a camera: paces the source, stamps frames, reconnects, and accounts for every one."""
+"""One thread a camera: paces the source, stamps frames, reconnects for ever, and accounts for every one.
+
+    starting ──frame──▶ running ──silence──▶ stalled
+        │                  │  ▲                │
+        │      stream lost │  │ frame          │ read timeout
+        ▼                  ▼  │                ▼
+      failed ◀─refused── reconnecting ◀────────┘        ended: a file was read to its end
+
+`failed` is a camera that refuses us (password, codec) or a file that broke. A camera that refuses is asked again, seldom.
+"""
 
 from __future__ import annotations
 
 import logging
+import random
 import threading
 import time
+from collections import Counter
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from runtime.config import FPS_MAX, CameraConfig
-from runtime.errors import SourceError
+from runtime.errors import SourceError, SourceRefusedError
 from runtime.frame import Frame
 from runtime.queues import BoundedQueue
 from runtime.sources import Source, open_source
 
 log = logging.getLogger(__name__)
 
+State = Literal["starting", "running", "stalled", "reconnecting", "failed", "ended"]
+
 _FALLBACK_FPS = 10.0  # for files that do not tell their own rate
-_RECONNECT_FIRST_S, _RECONNECT_MOST_S = 1.0, 10.0  # a camera that reboots is back within a minute; do not hammer it
+# A camera that reboots must be back within seconds of its return, so the pause never grows beyond two; jitter keeps
+# cameras behind one switch from asking all at once.
+_RECONNECT_FIRST_S, _RECONNECT_MOST_S = 0.25, 2.0
+_REFUSED_S = 30.0  # wrong passwords more often than that lock accounts
+_REMIND_S = 600.0  # a camera that is gone for weeks is told of every ten minutes, not every two seconds
+_STALLED_FRAMES, _STALLED_LEAST_S = 5, 1.0  # so many frame times without a frame, and at least that long
+_RATE_SHARE = 0.1  # weight of the newest interval in the rate that is told
 
 
 class Capture:
     """Reads one camera until it ends or is stopped; a live one is reconnected for ever.
 
     `queue` holds the latest frame of a live camera (older ones are dropped and counted); for `fps: max` it holds two
-    and the source waits. Attributes `read` and `error` may be read from other threads.
+    and the source waits. The attributes may be read from other threads.
+
+    Attributes:
+        read: frames that were stamped.
+        dropped: frames that went no further, by reason; `overload` is counted by the queue.
+        epoch: stream epoch: grows when a lost stream is back and when the pictures change their size.
+        reconnects: how often a lost stream came back.
+        error: why the source ended for good.
+        interval_s: usual time between two frames, None before the second.
+        last_frame_s: `time.monotonic()` of the newest frame, None before the first.
+        last_frame_wall_s: its Unix time.
+        size_wh: its size.
     """
 
     def __init__(self, name: str, config: CameraConfig, changed: threading.Event) -> None:
@@ -33,80 +67,161 @@ class Capture:
         Raises:
             SourceError: the file or folder cannot be opened.
         """
-        self.name = name
-        self.read = 0
-        self.error: SourceError | None = None
-        self._config, self._changed = config, changed
+        self.name, self.config = name, config
+        self.read, self.epoch, self.reconnects = 0, 0, 0
+        self.dropped: Counter[str] = Counter()
+        self.error: Exception | None = None
+        self.interval_s: float | None = None
+        self.last_frame_s: float | None = None
+        self.last_frame_wall_s: float | None = None
+        self.size_wh: tuple[int, int] | None = None
+        self.reason = ""
+        self._state: State = "starting"
+        self._changed = changed
         self._source: Source | None = None if config.live else open_source(config.source)
-        lossless = config.fps == FPS_MAX
-        self.queue: BoundedQueue[Frame] = BoundedQueue(2 if lossless else 1, lossless=lossless)
-        self._interval_s = 0.0 if lossless or self._source is None else self._pace_s(self._source)
-        self._epoch = 0
+        self.lossless = config.fps == FPS_MAX
+        self.queue: BoundedQueue[Frame] = BoundedQueue(2 if self.lossless else 1, lossless=self.lossless)
+        self._pace_s = 0.0 if self.lossless or self._source is None else self._file_interval_s(self._source)
+        self._least_interval_s = 1 / config.fps if config.live and isinstance(config.fps, float) else 0.0
+        self._due_s = 0.0
+        self._first = 0
+        self._told: tuple[str, float] = ("", float("-inf"))
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"capture-{name}", daemon=True)
+
+    def follow(self, read: int, epoch: int) -> None:
+        """Counts on where an earlier capture of this camera ended, so that no two frames have one index."""
+        self._first, self.epoch = read, epoch + 1
 
     def start(self) -> None:
         """Starts reading."""
         self._thread.start()
 
-    def stop(self) -> None:
-        """Asks the thread to end and waits for it a while; a source stuck in a driver is left to the process's end."""
+    def ask_to_stop(self) -> None:
+        """Asks the thread to end; `stop` waits for it."""
         self._stop.set()
         self.queue.close()
-        self._thread.join(timeout=3)
+
+    def stop(self, timeout_s: float = 3.0) -> None:
+        """Asks the thread to end and waits for it a while; a source stuck in a driver is left to the process's end."""
+        self.ask_to_stop()
+        if self._thread.ident is not None:
+            self._thread.join(timeout_s)
 
     @property
     def finished(self) -> bool:
         """The source has ended and its last frame was taken."""
         return self.queue.finished
 
-    def _pace_s(self, source: Source) -> float:
-        rate = self._config.fps if isinstance(self._config.fps, float) else source.fps
+    @property
+    def state(self) -> State:
+        """Where it is; silence is seen from outside, since a thread that waits in a driver cannot tell."""
+        if self._state == "running" and not self.lossless and self.silence_s > self._stalled_after_s:
+            return "stalled"
+        return self._state
+
+    @property
+    def silence_s(self) -> float:
+        """Seconds since the newest frame; 0 before the first."""
+        return 0.0 if self.last_frame_s is None else time.monotonic() - self.last_frame_s
+
+    @property
+    def _stalled_after_s(self) -> float:
+        return max(_STALLED_LEAST_S, _STALLED_FRAMES * (self.interval_s or 0.0))
+
+    def _file_interval_s(self, source: Source) -> float:
+        rate = self.config.fps if isinstance(self.config.fps, float) else source.fps
         return 1 / (rate or _FALLBACK_FPS)
 
     def _run(self) -> None:
         try:
-            if self._source is not None:
-                self._read_source(self._source)
-            while self._config.live and not self._stop.is_set():
-                self._connect()
-        except SourceError as error:
-            self.error = error
-        except Exception as error:  # noqa: BLE001  a defect in one source ends that camera with a word, never silently
-            self.error = SourceError(f"camera {self.name} failed: {error!r}; please report this")
+            if self._source is None:
+                self._stay_connected()
+            else:
+                self._read_once(self._source)
+        except Exception as error:  # a defect of ours or of a driver; told, and the other cameras go on
+            log.exception("camera %s ended by a defect; please report this", self.name)
+            self.error, self.reason, self._state = error, repr(error), "failed"
         finally:
-            if self._source is not None:
-                self._source.close()
             self.queue.close()
             self._changed.set()
 
-    def _read_source(self, source: Source) -> None:
-        due = time.monotonic()
-        for image in source.images():
-            if self._interval_s:
-                self._stop.wait(max(0.0, due - time.monotonic()))
-                due = max(due + self._interval_s, time.monotonic())
+    def _read_once(self, source: Source) -> None:
+        """A file or folder, from the first frame to the last."""
+        try:
+            self._read(source)
+            self._state = "ended"
+        except SourceError as error:
+            self.error, self.reason, self._state = error, str(error), "failed"
+            log.error("camera %s: %s", self.name, error)
+        finally:
+            source.close()
+
+    def _stay_connected(self) -> None:
+        """A camera: opened and read again and again until the daemon stops."""
+        pause_s = _RECONNECT_FIRST_S
+        while not self._stop.is_set():
+            before = self.read
+            try:
+                source = open_source(self.config.source)
+                try:
+                    self._read(source)
+                finally:
+                    source.close()
+                lost = SourceError("the stream ended")
+            except SourceError as error:
+                lost = error
             if self._stop.is_set():
                 return
-            frame = Frame(image, self.name, self.read, time.monotonic(), time.time(), self._epoch)
-            if self.queue.put(frame):
-                self.read += 1
-                self._changed.set()
+            pause_s = _RECONNECT_FIRST_S if self.read > before else min(2 * pause_s, _RECONNECT_MOST_S)
+            refused = isinstance(lost, SourceRefusedError)
+            self._tell_lost(lost, refused)
+            self._stop.wait(_REFUSED_S if refused else pause_s * random.uniform(0.75, 1.0))
 
-    def _connect(self) -> None:
-        """Opens a live camera, again and again if need be, and reads it until the stream breaks."""
-        delay_s = _RECONNECT_FIRST_S
-        while not self._stop.is_set():
-            try:
-                self._source = open_source(self._config.source)
-                break
-            except SourceError as error:
-                log.warning("camera %s: %s; trying again in %.0f s", self.name, error, delay_s)
-                self._stop.wait(delay_s)
-                delay_s = min(2 * delay_s, _RECONNECT_MOST_S)
-        if self._source is not None and not self._stop.is_set():
-            self._read_source(self._source)
-            self._source.close()
-            self._epoch += 1
-            if not self._stop.wait(_RECONNECT_FIRST_S):
-                log.warning("camera %s: stream lost, reconnecting", self.name)
+    def _tell_lost(self, lost: SourceError, refused: bool) -> None:
+        self.reason, self._state = str(lost), "failed" if refused else "reconnecting"
+        last, told_s = self._told
+        if self.reason != last or time.monotonic() - told_s >= _REMIND_S:
+            self._told = (self.reason, time.monotonic())
+            after = f"asking again every {_REFUSED_S:.0f} s" if refused else "reconnecting"
+            log.warning("camera %s: %s; %s", self.name, lost, after)
+
+    def _read(self, source: Source) -> None:
+        next_s = time.monotonic()
+        for image in source.images():
+            if self._pace_s:
+                self._stop.wait(max(0.0, next_s - time.monotonic()))
+                next_s = max(next_s + self._pace_s, time.monotonic())  # a slow disk does not make a burst afterwards
+            if self._stop.is_set() or not self._take(image):
+                return
+
+    def _take(self, image: NDArray[np.uint8]) -> bool:
+        """Stamps a picture and offers it; False once the queue is closed."""
+        now_s = time.monotonic()
+        self._note(image, now_s)
+        if now_s < self._due_s:
+            self.read += 1
+            self.dropped["fps_cap"] += 1
+            return True
+        self._due_s = max(self._due_s + self._least_interval_s, now_s)
+        frame = Frame(image, self.name, self._first + self.read, now_s, time.time(), self.epoch)
+        if not self.queue.put(frame):
+            return False
+        self.read += 1
+        self._changed.set()
+        return True
+
+    def _note(self, image: NDArray[np.uint8], now_s: float) -> None:
+        """State, epoch, size and rate, as this picture shows them."""
+        size_wh = (image.shape[1], image.shape[0])
+        back = self._state in ("reconnecting", "failed") and self.last_frame_s is not None
+        if self.last_frame_s is not None and (back or size_wh != self.size_wh):
+            self.epoch += 1
+            self.reconnects += back
+            log.info("camera %s: frames of %dx%d, stream epoch %d", self.name, *size_wh, self.epoch)
+        if self.last_frame_s is not None and not back:
+            gap_s = now_s - self.last_frame_s
+            old_s = self.interval_s
+            self.interval_s = gap_s if old_s is None else old_s + _RATE_SHARE * (gap_s - old_s)
+        self.last_frame_s, self.last_frame_wall_s, self.size_wh = now_s, time.time(), size_wh
+        self._state, self.reason = "running", ""

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from runtime.errors import ConfigError
 from runtime.pool import DEFAULT_QUOTA_BYTES
-from runtime.sources.opencv import is_live
+from runtime.sources.gstreamer import csi_pipeline
+from runtime.sources.uri import is_live
+from runtime.sources.video import OPEN_TIMEOUT_S, READ_TIMEOUT_S
 
 FPS_MAX = "max"
+CameraName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 
 
 class _Strict(BaseModel):
@@ -27,12 +31,33 @@ class ImagesConfig(_Strict):
     loop: bool = False
 
 
-class OpenCVConfig(_Strict):
-    """A video file, a V4L2 device (`/dev/video0`) or a stream URL (`rtsp://…`)."""
+_TimeoutS = Annotated[float, Field(gt=0, le=3600)]
 
-    kind: Literal["opencv"]
+
+class VideoConfig(_Strict):
+    """A video file, a V4L2 device (`/dev/video0`) or a stream URL (`rtsp://…`, `http://…/mjpeg`)."""
+
+    kind: Literal["video"]
     uri: str
     loop: bool = False
+    transport: Literal["tcp", "udp"] = "tcp"
+    open_timeout_s: _TimeoutS = OPEN_TIMEOUT_S
+    read_timeout_s: _TimeoutS = READ_TIMEOUT_S
+
+    @property
+    def live(self) -> bool:
+        """Whether frames that nobody takes are gone."""
+        return is_live(self.uri)
+
+
+class GStreamerConfig(_Strict):
+    """A pipeline in gst-launch-1.0's notation, without its sink; `csi` 0, 1, … is a Jetson's CSI camera."""
+
+    kind: Literal["gstreamer"]
+    pipeline: str
+    live: bool = True
+    open_timeout_s: _TimeoutS = 2 * OPEN_TIMEOUT_S  # starting a driver takes longer than a handshake
+    read_timeout_s: _TimeoutS = READ_TIMEOUT_S
 
 
 class SimulatedConfig(_Strict):
@@ -47,24 +72,65 @@ class SimulatedConfig(_Strict):
     light_drift: float = Field(default=0.0, ge=0, le=1)
 
 
-SourceConfig = Annotated[ImagesConfig | OpenCVConfig | SimulatedConfig, Field(discriminator="kind")]
+def _from_text(source: object) -> object:
+    """What a bare string in `source:` means."""
+    if not isinstance(source, str):
+        return source
+    if sensor := re.fullmatch(r"csi://(\d+)", source):
+        return {"kind": "gstreamer", "pipeline": csi_pipeline(int(sensor[1]))}
+    if " ! " in source:
+        return {"kind": "gstreamer", "pipeline": source}
+    return {"kind": "images", "path": source} if Path(source).is_dir() else {"kind": "video", "uri": source}
+
+
+SourceConfig = Annotated[
+    ImagesConfig | VideoConfig | GStreamerConfig | SimulatedConfig, Field(discriminator="kind"), BeforeValidator(_from_text)
+]
+Unit = Annotated[float, Field(ge=0, le=1)]
+Point = tuple[Unit, Unit]
+
+
+class MotionConfig(_Strict):
+    """Detect only when something moves, and every `every_s` seconds whatever happens.
+
+    `threshold` is the share of the picture that must have changed.
+    """
+
+    threshold: float = Field(default=0.001, gt=0, lt=1)
+    every_s: float = Field(default=10.0, gt=0, le=86400)
 
 
 class CameraConfig(_Strict):
-    """One camera. `fps`: none = the source's own rate; a number; `max` = as fast as the model goes, nothing dropped."""
+    """One camera.
+
+    Attributes:
+        source: a mapping with `kind`, or a string: a path, a URL, `csi://0`, a GStreamer pipeline.
+        fps: none = the source's own rate; a number paces files and folders and caps live cameras; `max` = as fast as the
+            model goes, nothing dropped (files and folders).
+        region: left, top, right, bottom as shares of the picture; only that part is looked at.
+        motion: none = every frame is looked at.
+        zones: name → polygon, points as shares of the picture.
+        track: whether objects keep an id from frame to frame (ByteTrack).
+    """
 
     source: SourceConfig
     fps: Annotated[float, Field(gt=0, le=1000)] | Literal["max"] | None = None
+    region: tuple[Unit, Unit, Unit, Unit] | None = None
+    motion: MotionConfig | None = None
+    zones: dict[CameraName, Annotated[list[Point], Field(min_length=3, max_length=100)]] = Field(default_factory=dict)
+    track: bool = False
 
     @property
     def live(self) -> bool:
         """Whether frames that nobody takes are gone."""
-        return isinstance(self.source, OpenCVConfig) and is_live(self.source.uri)
+        return isinstance(self.source, VideoConfig | GStreamerConfig) and self.source.live
 
     @model_validator(mode="after")
-    def _a_live_camera_cannot_wait(self) -> CameraConfig:
-        if self.live and self.fps is not None:
-            raise ValueError("fps is for files and folders; a live camera sets its own rate, so remove it")
+    def _makes_sense(self) -> CameraConfig:
+        if self.live and self.fps == FPS_MAX:
+            raise ValueError("fps: max is for files and folders, which can wait; give a live camera a number or nothing")
+        if self.region and not (self.region[0] < self.region[2] and self.region[1] < self.region[3]):
+            raise ValueError("region is left, top, right, bottom as shares of the picture; left < right, top < bottom")
         return self
 
 
@@ -76,7 +142,8 @@ class ModelConfig(_Strict):
     engine: Literal["auto", "onnxruntime", "openvino"] = "auto"
     precision: Literal["auto", "fp32", "int8"] = "auto"
     threads: int = Field(default=0, ge=0, le=256)  # 0: as many as this process may use
-    confidence: Annotated[float, Field(ge=0, le=1)] | None = None
+    confidence: Unit | dict[str, Unit] | None = None
+    batch_wait_ms: float = Field(default=5.0, ge=0, le=1000)
     reload_s: float = Field(default=1.0, gt=0, le=3600)
 
 
@@ -113,7 +180,7 @@ class EdgeConfig(_Strict):
     """The whole of edge.yaml."""
 
     model: ModelConfig
-    cameras: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")], CameraConfig] = Field(min_length=1)
+    cameras: dict[CameraName, CameraConfig] = Field(min_length=1)
     sinks: list[SinkConfig] = Field(default_factory=list)
     collect: CollectConfig | None = None
 

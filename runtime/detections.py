@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,15 +17,19 @@ class Detections:
         xyxy: float32 (n, 4), left, top, right, bottom in pixels of the source frame.
         confidence: float32 (n,), 0 to 1.
         class_id: int32 (n,), index into the bundle's class names.
+        track_id: int32 (n,), which object it is from frame to frame, -1 where not known yet; None where nobody tracks.
     """
 
     xyxy: NDArray[np.float32]
     confidence: NDArray[np.float32]
     class_id: NDArray[np.int32]
+    track_id: NDArray[np.int32] | None = None
 
     def __post_init__(self) -> None:
         n = len(self.xyxy)
         expected = {"xyxy": ((n, 4), np.float32), "confidence": ((n,), np.float32), "class_id": ((n,), np.int32)}
+        if self.track_id is not None:
+            expected["track_id"] = ((n,), np.int32)
         for name, (shape, dtype) in expected.items():
             array = getattr(self, name)
             if array.shape != shape or array.dtype != dtype:
@@ -44,7 +49,14 @@ class Detections:
 
     def __getitem__(self, index: NDArray[np.bool_] | NDArray[np.intp]) -> Detections:
         """Those that the mask or the index array picks."""
-        return Detections(self.xyxy[index], self.confidence[index], self.class_id[index])
+        track_id = None if self.track_id is None else self.track_id[index]
+        return Detections(self.xyxy[index], self.confidence[index], self.class_id[index], track_id)
+
+    def shifted(self, left: int, top: int) -> Detections:
+        """The same boxes in the pixels of a picture that begins `left` and `top` pixels further out."""
+        if not (left or top):
+            return self
+        return dataclasses.replace(self, xyxy=self.xyxy + np.array([left, top, left, top], np.float32))
 
     def above(self, confidence: float) -> Detections:
         """Those at least this confident."""

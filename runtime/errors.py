@@ -3,12 +3,14 @@
 EdgeloopError            anything the kit refuses; command lines print it and exit with 2
 ├── ConfigError          edge.yaml: unknown keys, wrong values
 ├── SourceError          a camera, video or folder that gives no frames
+│   └── SourceRefusedError   waiting does not help: wrong password, unknown codec, a pipeline that is none
 ├── BundleError          a bundle that is missing, altered, or of another schema version
 │   └── SignatureError   a bundle that is unsigned or signed by someone else, a key that is no key
 ├── CacheError           an engine cache that cannot be written or belongs to someone else
 ├── PoolError            a pool that is empty, damaged, full or unwritable
 ├── SinkError            a place for results that cannot be written
 ├── BackendError         an engine that is missing or refuses the graph
+│   └── DeviceLostError      the GPU's context is gone; only a new process can go on
 └── MissingPackageError  an optional package that is not installed
 """
 
@@ -29,6 +31,10 @@ class ConfigError(EdgeloopError):
 
 class SourceError(EdgeloopError):
     """A frame source cannot be opened or read."""
+
+
+class SourceRefusedError(SourceError):
+    """A source that answers, but refuses us or cannot be decoded; asking again soon is no use."""
 
 
 class BundleError(EdgeloopError):
@@ -53,6 +59,10 @@ class SinkError(EdgeloopError):
 
 class BackendError(EdgeloopError):
     """An inference engine is missing or cannot run the bundle."""
+
+
+class DeviceLostError(BackendError):
+    """A GPU error that poisons the context: every later call would fail too."""
 
 
 class MissingPackageError(EdgeloopError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from runtime.errors import EdgeloopError
 from runtime.pipeline import Result
@@ -22,12 +22,13 @@ class Outlet:
     Lossy: a stalled disk costs results (counted), never inference. Lossless (files at full speed): inference waits.
     """
 
-    def __init__(self, sinks: Sequence[Sink], *, lossless: bool) -> None:
-        self._sinks = sinks
+    def __init__(self, sinks: Sequence[Sink], annotate: Callable[[Result], Result], *, lossless: bool) -> None:
+        self._sinks, self._annotate = sinks, annotate
         self._queue: BoundedQueue[Result] = BoundedQueue(QUEUE_SIZE, lossless=lossless)
         self._thread = threading.Thread(target=self._run, name="outlet", daemon=True)
         self.failed = 0
         self.error: Exception | None = None
+        self._unemitted = 0
 
     def start(self) -> None:
         """Starts emitting."""
@@ -40,12 +41,17 @@ class Outlet:
     @property
     def dropped(self) -> int:
         """Results that no sink saw because the sinks were too slow."""
-        return self._queue.dropped
+        return self._queue.dropped + self._unemitted
 
-    def close(self) -> None:
-        """Emits what is queued, then closes the sinks."""
+    def close(self, timeout_s: float | None = None) -> None:
+        """Emits what is queued, then closes the sinks; what a stuck sink holds up longer than `timeout_s` is counted and told."""
         self._queue.close()
-        self._thread.join()
+        if self._thread.ident is not None:
+            self._thread.join(timeout_s)
+        if self._thread.is_alive():
+            self._unemitted = len(self._queue)
+            log.error("a sink is stuck; %d results were not written, check its disk or server", self._unemitted)
+            return
         for sink in self._sinks:
             try:
                 sink.close()
@@ -55,8 +61,9 @@ class Outlet:
     def _run(self) -> None:
         try:
             while (result := self._queue.get()) is not None:
+                annotated = self._annotate(result)
                 for sink in self._sinks:
-                    self._emit(sink, result)
+                    self._emit(sink, annotated)
         except Exception as error:  # noqa: BLE001  a defect here must end the daemon loudly, not leave it running deaf
             self.error = error
         finally:

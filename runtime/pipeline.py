@@ -1,18 +1,26 @@
-"""One frame's way, on one screen: prepare → infer → parse → result."""
+"""One batch's way, on one screen: prepare → infer → parse → results."""
 
 from __future__ import annotations
 
+import dataclasses
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from runtime.backends import Backend, open_backend, warm
+from runtime.backends.inputs import Inputs
 from runtime.bundle import Bundle
 from runtime.detections import Detections
+from runtime.errors import ConfigError
 from runtime.frame import Frame
 from runtime.postprocess import Thresholds, detections_from_outputs
+from runtime.preprocess import Letterbox
+from runtime.regions import Region, region_of
+
+_BUFFERS = 2  # one is filled while the other runs
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +32,9 @@ class Result:
         detections: boxes in its pixels.
         embedding: float32 (d,), L2-normalised.
         bundle: digest of the model that looked.
-        preprocess_s, infer_s, postprocess_s: time of each stage.
+        preprocess_s, infer_s, postprocess_s: time of each stage; `infer_s` is that of the frame's whole batch.
         age_s: from capture to this result.
+        zones: zone → bool (n,), which detections stand in it.
     """
 
     frame: Frame
@@ -36,40 +45,102 @@ class Result:
     infer_s: float
     postprocess_s: float
     age_s: float
+    zones: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A frame in its row of a batch.
+
+    Attributes:
+        frame: the frame.
+        letterbox: where its region came to lie.
+        left, top: where its region begins in the frame, pixels.
+        preprocess_s: time it took.
+    """
+
+    frame: Frame
+    letterbox: Letterbox
+    left: int
+    top: int
+    preprocess_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Frames in an input buffer, ready to run on the pipeline that owns the buffer."""
+
+    pipeline: Pipeline
+    inputs: Inputs
+    rows: list[Row]
 
 
 class Pipeline:
-    """A bundle, loaded and warm, with its input buffer."""
+    """A bundle, loaded and warm, with its input buffers.
+
+    Attributes:
+        buffers: how many batches can be under way at once.
+    """
+
+    buffers = _BUFFERS
 
     def __init__(self, bundle: Bundle, backend: Backend, thresholds: Thresholds) -> None:
         self.bundle, self.backend, self.thresholds = bundle, backend, thresholds
-        self._preprocess = bundle.preprocess
-        self._canvas = self._preprocess.buffer(bundle.manifest.outputs.batch)
-        warm(backend, self._canvas)
+        self._free = [backend.inputs(bundle.preprocess) for _ in range(_BUFFERS)]
+        warm(backend, bundle.preprocess.buffer(backend.batch))
         self.detect(np.zeros((8, 8, 3), np.uint8))
 
     @classmethod
     def load(
-        cls, bundle: Bundle, engine: str = "auto", precision: str = "auto", threads: int = 0, confidence: float | None = None
+        cls,
+        bundle: Bundle,
+        engine: str = "auto",
+        precision: str = "auto",
+        threads: int = 0,
+        confidence: float | Mapping[str, float] | None = None,
     ) -> Pipeline:
-        """Loads and warms a bundle; `confidence` replaces the release's own threshold. Raises like `open_backend`."""
-        released = bundle.thresholds
-        thresholds = released if confidence is None else Thresholds(confidence, released.iou)
-        return cls(bundle, open_backend(bundle, engine, precision, threads), thresholds)
+        """Loads and warms a bundle.
+
+        `confidence` replaces the release's own threshold, for all classes or by class name. Raises like `open_backend`, and
+
+        ConfigError: `confidence` names a class that the bundle does not have.
+        """
+        return cls(bundle, open_backend(bundle, engine, precision, threads), thresholds_of(bundle, confidence))
+
+    @property
+    def batch(self) -> int:
+        """Frames that one run takes."""
+        return self.backend.batch
+
+    def prepare(self, frames: Sequence[Frame], regions: Mapping[str, Region | None] = {}) -> Batch:
+        """Letterboxes up to `batch` frames into a free buffer; at most `buffers` batches may be under way."""
+        inputs = self._free.pop()
+        return Batch(self, inputs, [_row(inputs, row, frame, regions.get(frame.camera)) for row, frame in enumerate(frames)])
+
+    def run(self, batch: Batch) -> list[Result]:
+        """Detects in each frame of a prepared batch and frees its buffer.
+
+        Raises:
+            BackendError: the engine failed; no frame of the batch has a result.
+        """
+        start = time.perf_counter()
+        try:
+            outputs = self.backend.run(batch.inputs)
+        finally:
+            self._free.append(batch.inputs)
+        infer_s = time.perf_counter() - start
+        results = []
+        for index, row in enumerate(batch.rows):
+            inferred = time.perf_counter()
+            detections = detections_from_outputs(outputs, index, row.letterbox, self.thresholds).shifted(row.left, row.top)
+            postprocess_s, age_s = time.perf_counter() - inferred, time.monotonic() - row.frame.captured_monotonic_s
+            embedding, digest = outputs.embedding[index].copy(), self.bundle.digest
+            results.append(Result(row.frame, detections, embedding, digest, row.preprocess_s, infer_s, postprocess_s, age_s))
+        return results
 
     def process(self, frame: Frame) -> Result:
         """Detects in one frame."""
-        start = time.perf_counter()
-        letterbox = self._preprocess.letterbox(frame.image, self._canvas[0])
-        prepared = time.perf_counter()
-        outputs = self.backend.infer(self._canvas)
-        inferred = time.perf_counter()
-        detections = detections_from_outputs(outputs, 0, letterbox, self.thresholds)
-        parsed = time.perf_counter()
-        return Result(
-            frame, detections, outputs.embedding[0].copy(), self.bundle.digest,
-            prepared - start, inferred - prepared, parsed - inferred, time.monotonic() - frame.captured_monotonic_s,
-        )  # fmt: skip
+        return self.run(self.prepare([frame]))[0]
 
     def detect(self, image: NDArray[np.uint8]) -> Detections:
         """Detects in a lone image: uint8 (h, w, 3) BGR."""
@@ -78,3 +149,28 @@ class Pipeline:
     def close(self) -> None:
         """Releases the engine."""
         self.backend.close()
+
+
+def thresholds_of(bundle: Bundle, confidence: float | Mapping[str, float] | None) -> Thresholds:
+    """The release's thresholds, with what the configuration replaces.
+
+    Raises:
+        ConfigError: a class that the bundle does not have.
+    """
+    released = bundle.thresholds
+    if confidence is None:
+        return released
+    if isinstance(confidence, Mapping):
+        names = bundle.manifest.classes
+        if unknown := sorted(set(confidence) - set(names)):
+            raise ConfigError(f"model.confidence names {', '.join(unknown)}, but the bundle's classes are {', '.join(names)}")
+        return dataclasses.replace(released, by_class=tuple(confidence.get(name, released.confidence) for name in names))
+    return dataclasses.replace(released, confidence=confidence)
+
+
+def _row(inputs: Inputs, row: int, frame: Frame, region: Region | None) -> Row:
+    start = time.perf_counter()
+    height, width = frame.image.shape[:2]
+    left, top, right, bottom = region_of((width, height), region)
+    letterbox = inputs.put(row, frame.image[top:bottom, left:right])
+    return Row(frame, letterbox, left, top, time.perf_counter() - start)

@@ -35,18 +35,23 @@ class Thresholds:
 
     Attributes:
         confidence: lowest score kept, 0 to 1.
+        by_class: lowest score kept of each class id instead; empty when all share `confidence`.
         iou: two boxes of one class that overlap more than this are one, 0 to 1; None for NMS-free heads.
     """
 
     confidence: float = 0.25
     iou: float | None = 0.7
+    by_class: tuple[float, ...] = ()
 
 
 def detections_from_outputs(outputs: Outputs, row: int, letterbox: Letterbox, thresholds: Thresholds) -> Detections:
     """Parses row `row` of a batch. Works on at most k boxes, so the host's share stays well below a millisecond."""
-    kept = np.flatnonzero(outputs.scores[row] >= thresholds.confidence)
-    boxes, scores = outputs.boxes[row, kept], outputs.scores[row, kept]
+    kept = np.flatnonzero(outputs.scores[row] >= (min(thresholds.by_class) if thresholds.by_class else thresholds.confidence))
     classes = outputs.classes[row, kept].astype(np.int32)
+    if thresholds.by_class:
+        sure = outputs.scores[row, kept] >= np.asarray(thresholds.by_class, np.float32)[classes]
+        kept, classes = kept[sure], classes[sure]
+    boxes, scores = outputs.boxes[row, kept], outputs.scores[row, kept]
     if thresholds.iou is not None and len(kept):
         chosen = _nms(boxes, scores, classes, thresholds.iou)
         boxes, scores, classes = boxes[chosen], scores[chosen], classes[chosen]

@@ -91,5 +91,5 @@ class Preprocess:
         if (inner_w, inner_h) == (source_w, source_h):
             inner[:] = image
         else:
-            inner[:] = cv2.resize(image, (inner_w, inner_h), interpolation=cv2.INTER_LINEAR)
+            cv2.resize(image, (inner_w, inner_h), dst=inner, interpolation=cv2.INTER_LINEAR)
         return Letterbox(gain, left, top, (source_w, source_h))

@@ -1,18 +1,22 @@
-"""Taking over a new release while frames flow: load and warm beside the running one, then swap between two frames."""
+"""Taking over a new release while frames flow: load and warm beside the running one, then switch between two batches."""
 
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from pathlib import Path
 
 from runtime.bundle import Bundle
 from runtime.config import ModelConfig
-from runtime.errors import EdgeloopError
+from runtime.errors import BundleError, EdgeloopError
 from runtime.pipeline import Pipeline
 from runtime.signature import verify_bundle
 
 log = logging.getLogger(__name__)
+
+# A folder and its files' names, sizes and times: a bundle that is replaced in place is new, one whose copy goes on is too.
+_Place = tuple[Path, tuple[tuple[str, int, int], ...]]
 
 
 def load_pipeline(config: ModelConfig) -> Pipeline:
@@ -25,25 +29,37 @@ def load_pipeline(config: ModelConfig) -> Pipeline:
 
 
 class BundleWatcher:
-    """Looks every `reload_s` where the bundle path leads; a new place is loaded on this thread.
+    """Looks every `reload_s` where the bundle path leads; what is new there is loaded on this thread.
 
     The classes must stay the same, since sinks were opened with their names. A release that cannot be loaded is
-    logged once and left alone: the running model goes on.
+    logged once and left alone until it changes: the running model goes on.
+
+    Attributes:
+        failed: releases that were refused.
+        refused: why the last one was.
     """
 
     def __init__(self, config: ModelConfig, running: Pipeline) -> None:
         self._config = config
-        self._seen = running.bundle.path
+        self._seen = _place(config.bundle)
+        self._digest = running.bundle.digest
         self._classes = running.bundle.manifest.classes
         self._ready: Pipeline | None = None
         self._lock = threading.Lock()
+        self._wake = threading.Event()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="bundle-watcher", daemon=True)
         self.failed = 0
+        self.refused = ""
 
     def start(self) -> None:
         """Starts looking."""
         self._thread.start()
+
+    def reconfigure(self, config: ModelConfig) -> None:
+        """Loads anew with another configuration, at once."""
+        self._config, self._seen, self._digest = config, None, ""
+        self._wake.set()
 
     def take(self) -> Pipeline | None:
         """The new release, loaded and warm, once; the caller owns it."""
@@ -51,33 +67,50 @@ class BundleWatcher:
             ready, self._ready = self._ready, None
             return ready
 
-    def stop(self) -> None:
-        """Stops looking; a release that nobody took is closed."""
+    def stop(self, timeout_s: float = 1.0) -> None:
+        """Stops looking; a release that nobody took is closed, one that is still being loaded is left to the process's end."""
         self._stop.set()
-        self._thread.join(timeout=30)
+        self._wake.set()
+        self._thread.join(timeout_s)
         if ready := self.take():
             ready.close()
 
     def _run(self) -> None:
-        while not self._stop.wait(self._config.reload_s):
-            try:
-                target = Path(self._config.bundle).resolve()
-            except (OSError, RuntimeError):  # a link that is being moved by hand, or points at itself
-                continue
-            if target != self._seen:
-                self._seen = target
+        while not self._stop.is_set():
+            self._wake.wait(self._config.reload_s)
+            self._wake.clear()
+            place = _place(self._config.bundle)
+            if not self._stop.is_set() and place is not None and place != self._seen:
+                self._seen = place
                 self._load()
 
     def _load(self) -> None:
         try:
             pipeline = load_pipeline(self._config)
+            if pipeline.bundle.digest == self._digest:  # copied over itself
+                pipeline.close()
+                return
             if pipeline.bundle.manifest.classes != self._classes:
-                raise EdgeloopError(f"{self._config.bundle} has other classes; restart the daemon to change classes")
-        except EdgeloopError as error:
+                pipeline.close()
+                raise BundleError(f"{self._config.bundle} has other classes; restart the daemon to change classes")
+        except Exception as error:  # whatever a broken release does to an engine, the running one goes on
             self.failed += 1
-            log.error("new bundle refused, the running one goes on: %s", error)
+            self.refused = str(error)
+            defect = None if isinstance(error, EdgeloopError) else error
+            log.error("new bundle refused, the running one goes on: %s", error or repr(error), exc_info=defect)
             return
+        self._digest = pipeline.bundle.digest
         with self._lock:
             stale, self._ready = self._ready, pipeline
         if stale:
             stale.close()
+
+
+def _place(path: str) -> _Place | None:
+    """Where the bundle is and in which state; None while a link is being moved."""
+    try:
+        folder = Path(path).resolve()
+        files = [(entry.name, entry.stat()) for entry in os.scandir(folder)]
+    except (OSError, RuntimeError):  # RuntimeError: a link that points at itself
+        return None
+    return folder, tuple(sorted((name, found.st_size, found.st_mtime_ns) for name, found in files))

@@ -11,11 +11,13 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.backends.inputs import Inputs
 from runtime.bundle import Bundle
 from runtime.errors import BackendError, MissingPackageError
 from runtime.manifest import FORM_OF_ENGINE
 from runtime.onnx_file import refuse_external_data
 from runtime.postprocess import Outputs
+from runtime.preprocess import Preprocess
 from runtime.verdict import preferred_here
 
 log = logging.getLogger(__name__)
@@ -32,10 +34,24 @@ class Backend(Protocol):
     Attributes:
         engine: its name in `ENGINES`.
         precision: `fp32` or `int8`.
+        batch: frames that one run takes.
     """
 
     engine: str
     precision: str
+
+    @property
+    def batch(self) -> int:
+        """See above."""
+        ...
+
+    def inputs(self, preprocess: Preprocess) -> Inputs:
+        """A new input buffer; two let one be filled while the other runs."""
+        ...
+
+    def run(self, inputs: Inputs) -> Outputs:
+        """Runs the batch in a buffer that `inputs` gave. The outputs are as those of `infer`."""
+        ...
 
     def infer(self, images: NDArray[np.uint8]) -> Outputs:
         """Runs one batch: uint8 (b, h, w, 3) letterboxed BGR, of the shape that the graph was made for.

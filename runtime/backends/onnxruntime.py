@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.backends.inputs import HostInputs, Inputs
 from runtime.errors import BackendError, MissingPackageError, first_line
 from runtime.postprocess import Outputs
+from runtime.preprocess import Preprocess
 
 _OUTPUTS = ["boxes", "scores", "classes", "embedding"]
 
@@ -37,6 +39,20 @@ class OnnxRuntimeBackend:
             self._session = ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's exceptions share no public base class
             raise BackendError(f"ONNX Runtime refuses {model}: {first_line(error)}; convert the model again") from error
+
+    @property
+    def batch(self) -> int:
+        """See `Backend`."""
+        return int(self._session.get_inputs()[0].shape[0])
+
+    def inputs(self, preprocess: Preprocess) -> HostInputs:
+        """See `Backend.inputs`."""
+        return HostInputs(preprocess, self.batch)
+
+    def run(self, inputs: Inputs) -> Outputs:
+        """See `Backend.run`."""
+        assert isinstance(inputs, HostInputs)
+        return self.infer(inputs.images)
 
     def infer(self, images: NDArray[np.uint8]) -> Outputs:
         """See `Backend.infer`; the outputs are fresh arrays."""

@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.backends.inputs import HostInputs, Inputs
 from runtime.errors import BackendError, MissingPackageError, first_line
 from runtime.postprocess import Outputs
+from runtime.preprocess import Preprocess
 
 _OUTPUTS = ("boxes", "scores", "classes", "embedding")
 
@@ -36,6 +38,20 @@ class OpenVinoBackend:
             self._request = core.compile_model(str(model), "CPU", settings).create_infer_request()
         except RuntimeError as error:
             raise BackendError(f"OpenVINO refuses {model}: {first_line(error)}; convert the model again") from error
+
+    @property
+    def batch(self) -> int:
+        """See `Backend`."""
+        return int(self._request.get_tensor("images").shape[0])
+
+    def inputs(self, preprocess: Preprocess) -> HostInputs:
+        """See `Backend.inputs`."""
+        return HostInputs(preprocess, self.batch)
+
+    def run(self, inputs: Inputs) -> Outputs:
+        """See `Backend.run`."""
+        assert isinstance(inputs, HostInputs)
+        return self.infer(inputs.images)
 
     def infer(self, images: NDArray[np.uint8]) -> Outputs:
         """See `Backend.infer`; the outputs are views of the request's own tensors."""

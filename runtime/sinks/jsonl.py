@@ -51,8 +51,7 @@ class JsonlSink:
             raise SinkError(f"{self._path} cannot be written: {error.strerror}; free some space") from error
 
     def _record(self, result: Result) -> dict[str, object]:
-        frame, found = result.frame, result.detections
-        boxes = zip(found.xyxy.tolist(), found.confidence.tolist(), found.class_id.tolist(), strict=True)
+        frame = result.frame
         return {
             "camera": frame.camera,
             "frame": frame.index,
@@ -61,10 +60,21 @@ class JsonlSink:
             "age_ms": round(result.age_s * 1e3, 2),
             "infer_ms": round(result.infer_s * 1e3, 2),
             "bundle": result.bundle[:16],
-            "detections": [
-                {"class": self._names[c], "confidence": round(p, 4), "xyxy": [round(v, 2) for v in box]} for box, p, c in boxes
-            ],
+            "detections": self._boxes(result),
         }
+
+    def _boxes(self, result: Result) -> list[dict[str, object]]:
+        found = result.detections
+        rows: list[dict[str, object]] = [
+            {"class": self._names[c], "confidence": round(p, 4), "xyxy": [round(v, 2) for v in box]}
+            for box, p, c in zip(found.xyxy.tolist(), found.confidence.tolist(), found.class_id.tolist(), strict=True)
+        ]
+        for index, row in enumerate(rows):
+            if found.track_id is not None:
+                row["track"] = int(found.track_id[index]) if found.track_id[index] >= 0 else None
+            if result.zones:
+                row["zones"] = [name for name, inside in result.zones.items() if inside[index]]
+        return rows
 
 
 def _ends_in_mid_line(path: Path) -> bool:

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.sources.gstreamer import GStreamerSource
 from runtime.sources.images import ImagesSource
-from runtime.sources.opencv import OpenCVSource
 from runtime.sources.simulated import Line, SimulatedSource
+from runtime.sources.video import VideoOptions, VideoSource
 
 if TYPE_CHECKING:
-    from runtime.config import ImagesConfig, OpenCVConfig, SimulatedConfig, SourceConfig
+    from runtime.config import GStreamerConfig, ImagesConfig, SimulatedConfig, SourceConfig, VideoConfig
 
 
 class Source(Protocol):
@@ -52,8 +53,15 @@ def _images(config: ImagesConfig) -> Source:
     return ImagesSource(Path(config.path), loop=config.loop)
 
 
-def _opencv(config: OpenCVConfig) -> Source:
-    return OpenCVSource(config.uri, loop=config.loop)
+def _video(config: VideoConfig) -> Source:
+    options = VideoOptions(config.loop, config.transport, config.open_timeout_s, config.read_timeout_s)
+    return VideoSource(config.uri, options)
+
+
+def _gstreamer(config: GStreamerConfig) -> Source:
+    return GStreamerSource(
+        config.pipeline, live=config.live, open_timeout_s=config.open_timeout_s, read_timeout_s=config.read_timeout_s
+    )
 
 
 def _simulated(config: SimulatedConfig) -> Source:
@@ -61,7 +69,12 @@ def _simulated(config: SimulatedConfig) -> Source:
     return SimulatedSource(line, config.frames, config.start)
 
 
-_OPEN: dict[str, Callable[[Any], Source]] = {"images": _images, "opencv": _opencv, "simulated": _simulated}
+_OPEN: dict[str, Callable[[Any], Source]] = {
+    "images": _images,
+    "video": _video,
+    "gstreamer": _gstreamer,
+    "simulated": _simulated,
+}
 
 
 def open_source(config: SourceConfig) -> Source:

@@ -98,7 +98,7 @@ def test_run__config_problems_are_listed_together(edge: Edge, tmp_path: Path) ->
 
 def test_run__a_video_that_cannot_be_decoded(edge: Edge, bundle: Bundle, tmp_path: Path) -> None:
     (tmp_path / "v.avi").write_bytes(b"RIFF" + bytes(4000))
-    config = {"model": {"bundle": str(bundle.path)}, "cameras": {"a": {"source": {"kind": "opencv", "uri": "v.avi"}}}}
+    config = {"model": {"bundle": str(bundle.path)}, "cameras": {"a": {"source": {"kind": "video", "uri": "v.avi"}}}}
     (tmp_path / "edge.yaml").write_text(yaml.safe_dump(config))
     refused(edge("run", "--config", "edge.yaml"), "v.avi cannot be opened as video")
 

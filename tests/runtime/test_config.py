@@ -14,7 +14,7 @@ GOOD = """
 model: {bundle: bundles/current}
 cameras:
   door:
-    source: {kind: opencv, uri: "rtsp://u:p@127.0.0.1/x"}
+    source: {kind: video, uri: "rtsp://u:p@127.0.0.1/x"}
 """
 
 
@@ -40,7 +40,7 @@ def test_load_config__the_shipped_example_is_valid() -> None:
 def test_load_config__tells_all_problems_with_their_lines(tmp_path: Path) -> None:
     text = (
         "model:\n  bundle: b\n  engin: auto\n  threads: -1\n"
-        "cameras:\n  door:\n    source:\n      kind: opencv\n      url: x\n    fpss: 3\n"
+        "cameras:\n  door:\n    source:\n      kind: video\n      url: x\n    fpss: 3\n"
         "  gate:\n    source: {kind: webcam}\n"
         "sinks:\n  - {kind: jsonl}\nmore: 1\n"
     )
@@ -61,7 +61,7 @@ def test_load_config__tells_all_problems_with_their_lines(tmp_path: Path) -> Non
         ("model: [", "not valid YAML"),
         ("- 1\n- 2\n", "no mapping"),
         ("", "no mapping"),
-        (GOOD.replace("source:", "fps: max\n    source:"), "fps is for files"),
+        (GOOD.replace("source:", "fps: max\n    source:"), "fps: max is for files"),
         (GOOD.replace("door", '"a/b"'), "cameras"),
     ],
 )

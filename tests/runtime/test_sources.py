@@ -9,8 +9,9 @@ import pytest
 from runtime.errors import SourceError
 from runtime.images import is_truncated_jpeg, read_image
 from runtime.sources.images import ImagesSource
-from runtime.sources.opencv import OpenCVSource, redacted
 from runtime.sources.simulated import BOARD_WIDTH, Line, SimulatedSource
+from runtime.sources.uri import redacted
+from runtime.sources.video import VideoOptions, VideoSource
 from tests.conftest import write_images
 
 
@@ -58,31 +59,31 @@ def test_images_source__no_folder_and_empty_folder(tmp_path: Path) -> None:
         ImagesSource(tmp_path)
 
 
-def test_opencv_source__reads_all_and_knows_its_rate(tmp_path: Path) -> None:
+def test_video_source__reads_all_and_knows_its_rate(tmp_path: Path) -> None:
     write_video(tmp_path / "a.avi")
-    source = OpenCVSource(str(tmp_path / "a.avi"))
+    source = VideoSource(str(tmp_path / "a.avi"))
     assert (source.fps, source.live) == (25, False)
     assert len(list(source.images())) == 12
     source.close()
 
 
-def test_opencv_source__loops(tmp_path: Path) -> None:
+def test_video_source__loops(tmp_path: Path) -> None:
     write_video(tmp_path / "a.avi", 3)
-    stream = OpenCVSource(str(tmp_path / "a.avi"), loop=True).images()
+    stream = VideoSource(str(tmp_path / "a.avi"), VideoOptions(loop=True)).images()
     assert len([next(stream) for _ in range(8)]) == 8
 
 
-def test_opencv_source__bad_files(tmp_path: Path) -> None:
+def test_video_source__bad_files(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="no such video file"):
-        OpenCVSource(str(tmp_path / "none.avi"))
+        VideoSource(str(tmp_path / "none.avi"))
     (tmp_path / "text.avi").write_text("not a video")
     with pytest.raises(SourceError, match="cannot be opened as video"):
-        OpenCVSource(str(tmp_path / "text.avi"))
+        VideoSource(str(tmp_path / "text.avi"))
 
 
-def test_opencv_source__an_unreachable_stream_is_told_without_its_password() -> None:
-    with pytest.raises(SourceError, match=r"rtsp://\*\*\*@127\.0\.0\.1:9/x cannot be opened") as caught:
-        OpenCVSource("rtsp://user:secret@127.0.0.1:9/x")
+def test_video_source__an_unreachable_stream_is_told_without_its_password() -> None:
+    with pytest.raises(SourceError, match=r"rtsp://\*\*\*@127\.0\.0\.1:9/x is not there .*Connection refused") as caught:
+        VideoSource("rtsp://user:secret@127.0.0.1:9/x")
     assert "secret" not in str(caught.value)
     assert redacted("rtsp://cam/x") == "rtsp://cam/x"
 

@@ -1,0 +1,201 @@
+"""CSI cameras and any GStreamer pipeline, each in a process of its own.
+
+`gst-launch-1.0` is what every device with GStreamer has; Python bindings fit only the system's own interpreter, and the
+OpenCV wheel is built without GStreamer. A process can also be killed, where a driver that hangs (nvarguscamerasrc does)
+would hold a thread of ours for ever, and its leaks end with it. Frames come through a pipe as YUV4MPEG2, which tells its
+own size: https://wiki.multimedia.cx/index.php/YUV4MPEG2
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import shlex
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.errors import SourceError, SourceRefusedError
+from runtime.sources.uri import redacted
+
+_HEADER_BYTES = 256
+_MOST_PIXELS = 8192 * 8192  # what comes through the pipe is not trusted with more memory than that
+_PIPE_BYTES = 1 << 20  # what Linux grants without privileges; 64 KiB would mean fifty wake-ups a frame
+_TAIL = "videoconvert ! video/x-raw,format=I420 ! y4menc ! fdsink fd=1"
+# Jetson's camera daemon hands out NV12 in GPU memory; nvvidconv brings it to the CPU.
+_CSI = "nvarguscamerasrc sensor-id={sensor} ! video/x-raw(memory:NVMM),format=NV12 ! nvvidconv ! video/x-raw,format=I420"
+_LATEST = "queue leaky=downstream max-size-buffers=1 max-size-bytes=0 max-size-time=0"
+
+
+def csi_pipeline(sensor: int) -> str:
+    """The pipeline of a Jetson's CSI camera."""
+    return _CSI.format(sensor=sensor)
+
+
+class GStreamerSource:
+    """A pipeline in `gst-launch-1.0` notation that ends in raw video; the sink is ours.
+
+    Attributes:
+        live: True unless `live` says that the source can wait (a file).
+        fps: what the stream's header tells, None where it tells nothing.
+    """
+
+    fps: float | None = None
+
+    def __init__(self, pipeline: str, *, live: bool = True, open_timeout_s: float = 10.0, read_timeout_s: float = 5.0) -> None:
+        """Starts the pipeline and waits for its first header.
+
+        Raises:
+            SourceRefusedError: GStreamer is not installed, or does not understand the pipeline.
+            SourceError: no picture within `open_timeout_s`.
+        """
+        self.live, self._name, self._read_timeout_s = live, redacted(pipeline), read_timeout_s
+        self._process = _launch(pipeline, live)
+        assert self._process.stdout is not None
+        self._fd = self._process.stdout.fileno()
+        self._buffer = bytearray()
+        try:
+            header = self._line(open_timeout_s)
+            if not header.startswith("YUV4MPEG2"):
+                raise SourceError(f"{self._name} gives no raw video; let it end in video/x-raw")
+            self._size_wh, self.fps = _parse_header(header, self._name)
+        except BaseException:
+            self.close()
+            raise
+
+    def images(self) -> Iterator[NDArray[np.uint8]]:
+        """Yields pictures until the pipeline ends.
+
+        Raises:
+            SourceError: silence for `read_timeout_s`, or the pipeline failed.
+        """
+        while line := self._line(self._read_timeout_s):
+            if line.startswith("YUV4MPEG2"):  # the camera changed its mode
+                self._size_wh, self.fps = _parse_header(line, self._name)
+            elif line.startswith("FRAME"):
+                yield self._picture()
+            else:
+                raise SourceError(f"{self._name} sent {line[:20]!r}, which is no frame; check the pipeline")
+
+    def close(self) -> None:
+        """Ends the process and what it started, hanging or not."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        for pipe in (self._process.stdout, self._process.stderr):
+            if pipe:
+                pipe.close()
+
+    def _picture(self) -> NDArray[np.uint8]:
+        width, height = self._size_wh
+        half_w, half_h = (width + 1) // 2, (height + 1) // 2
+        data = np.empty(width * height + 2 * half_w * half_h, np.uint8)
+        self._read_into(data.data)
+        if width % 2 or height % 2:  # OpenCV's I420 wants even sides
+            return _odd_picture(data, width, height)
+        return np.asarray(cv2.cvtColor(data.reshape(height * 3 // 2, width), cv2.COLOR_YUV2BGR_I420), np.uint8)
+
+    def _line(self, timeout_s: float) -> str:
+        """The next text line; empty at the end of the stream."""
+        deadline_s = time.monotonic() + timeout_s
+        while (end := self._buffer.find(b"\n")) < 0:
+            if len(self._buffer) > _HEADER_BYTES:
+                raise SourceError(f"{self._name} gives no raw video; let it end in video/x-raw")
+            data = self._read(_HEADER_BYTES, deadline_s, timeout_s)
+            if not data:
+                self._tell_failure()
+                return ""
+            self._buffer += data
+        line = self._buffer[:end].decode("ascii", "replace")
+        del self._buffer[: end + 1]
+        return line
+
+    def _read_into(self, target: memoryview) -> None:
+        taken = min(len(self._buffer), len(target))
+        target[:taken] = self._buffer[:taken]
+        del self._buffer[:taken]
+        deadline_s = time.monotonic() + self._read_timeout_s
+        while taken < len(target):
+            self._wait(deadline_s, self._read_timeout_s)
+            count = os.readv(self._fd, [target[taken:]])
+            if count == 0:
+                raise SourceError(f"{self._name} ended in the middle of a frame; check the pipeline")
+            taken += count
+
+    def _read(self, count: int, deadline_s: float, timeout_s: float) -> bytes:
+        self._wait(deadline_s, timeout_s)
+        return os.read(self._fd, count)
+
+    def _wait(self, deadline_s: float, timeout_s: float) -> None:
+        poll = select.poll()
+        poll.register(self._fd, select.POLLIN | select.POLLHUP)
+        if not poll.poll(max(0.0, deadline_s - time.monotonic()) * 1e3):
+            raise SourceError(f"{self._name} gave nothing for {timeout_s:g} s; check the camera, or raise the timeout")
+
+    def _tell_failure(self) -> None:
+        """Raises what GStreamer said, if it ended for a reason.
+
+        Raises:
+            SourceRefusedError: the pipeline cannot be built.
+            SourceError: it ran and broke.
+        """
+        code = self._process.wait()
+        if code == 0:
+            return
+        assert self._process.stderr is not None
+        told = self._process.stderr.read(1 << 16).decode("utf-8", "replace")
+        lines = [line.strip() for line in told.splitlines() if "ERROR" in line or "WARNING: erroneous" in line]
+        reason = redacted(lines[0]) if lines else f"exit code {code}"
+        kind = SourceRefusedError if "erroneous pipeline" in reason else SourceError
+        raise kind(f"{self._name} failed in GStreamer: {reason}; try it with gst-launch-1.0")
+
+
+def _launch(pipeline: str, live: bool) -> subprocess.Popen[bytes]:
+    if shutil.which("gst-launch-1.0") is None:
+        raise SourceRefusedError(
+            "GStreamer is not installed; on Debian, Ubuntu and Jetson: apt-get install gstreamer1.0-tools gstreamer1.0-plugins-good"
+        )
+    try:
+        words = shlex.split(f"{pipeline} ! {_LATEST + ' ! ' if live else ''}{_TAIL}")
+    except ValueError as error:
+        raise SourceRefusedError(f"the pipeline {redacted(pipeline)!r} cannot be read: {error}; check its quotes") from error
+    process = subprocess.Popen(
+        ["gst-launch-1.0", "-q", *words],
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0, start_new_session=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    with contextlib.suppress(OSError, ImportError, AttributeError):
+        import fcntl
+
+        fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)  # Python 3.10 names it; the kernel may grant less
+    return process
+
+
+def _parse_header(header: str, name: str) -> tuple[tuple[int, int], float | None]:
+    """Size and rate from `YUV4MPEG2 W640 H480 C420jpeg Ip F30:1 A1:1`."""
+    fields = {word[0]: word[1:] for word in header.split()[1:]}
+    try:
+        width, height = int(fields["W"]), int(fields["H"])
+        numerator, _, denominator = fields.get("F", "0:1").partition(":")
+        rate = int(numerator) / int(denominator or 1)
+    except (KeyError, ValueError, ZeroDivisionError) as error:
+        raise SourceError(f"{name} sent a header that is no YUV4MPEG2: {header[:80]!r}; check the pipeline") from error
+    if width < 1 or height < 1 or width * height > _MOST_PIXELS:
+        raise SourceError(f"{name} sends pictures of {width}x{height}; scale them down in the pipeline")
+    return (width, height), rate or None
+
+
+def _odd_picture(data: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:
+    half_w, half_h = (width + 1) // 2, (height + 1) // 2
+    luma, chroma = data[: width * height].reshape(height, width), data[width * height :].reshape(2, half_h, half_w)
+    even = np.empty((half_h * 3, half_w * 2), np.uint8)
+    even[: 2 * half_h] = np.pad(luma, ((0, height % 2), (0, width % 2)), mode="edge")
+    even[2 * half_h :] = chroma.reshape(half_h, half_w * 2)
+    return np.ascontiguousarray(cv2.cvtColor(even, cv2.COLOR_YUV2BGR_I420)[:height, :width], np.uint8)

@@ -1,0 +1,178 @@
+"""Video files, RTSP and HTTP streams and V4L2 devices through PyAV (FFmpeg's libraries).
+
+PyAV and not OpenCV, because of what OpenCV cannot do: options and timeouts of each stream (OpenCV has one environment
+variable for all), an error that says what was wrong (password, codec, silence), key frames and damaged frames that are told
+apart. A stream is entered at a key frame and damaged frames are left out, so that no grey or smeared picture passes for
+the scene.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.errors import SourceError, SourceRefusedError, first_line
+from runtime.sources.uri import is_live, redacted
+
+if TYPE_CHECKING:  # opening a camera imports it: a tenth of a second that a folder replay need not wait
+    import av
+    from av.container import InputContainer
+    from av.video.frame import VideoFrame
+    from av.video.stream import VideoStream
+
+log = logging.getLogger(__name__)
+
+OPEN_TIMEOUT_S = 5.0  # connecting, handshake and the stream's description
+READ_TIMEOUT_S = 5.0  # the longest silence of a camera; a frame a second is slow already
+_WHOLE = 0.98  # share of the announced frames; containers round
+_DAMAGED = 100  # frames in a row that do not decode; ten seconds at 10 frames/s of garbage is no camera
+_QUARTER_TURN = 90
+
+
+@dataclass(frozen=True, slots=True)
+class VideoOptions:
+    """How a stream is read.
+
+    Attributes:
+        loop: files only: start again at the end.
+        transport: of RTSP: `tcp` or `udp`.
+        open_timeout_s, read_timeout_s: how long a network camera may say nothing.
+    """
+
+    loop: bool = False
+    transport: str = "tcp"
+    open_timeout_s: float = OPEN_TIMEOUT_S
+    read_timeout_s: float = READ_TIMEOUT_S
+
+
+class VideoSource:
+    """A file, `/dev/videoN` or a stream URL.
+
+    Attributes:
+        live: True for devices and streams: frames that nobody takes are gone.
+        fps: the file's own rate, None where unknown.
+    """
+
+    fps: float | None
+
+    def __init__(self, uri: str, options: VideoOptions = VideoOptions()) -> None:
+        """Opens the stream.
+
+        Raises:
+            SourceRefusedError: wrong credentials, or nothing that can be decoded.
+            SourceError: no such file, or nobody answers.
+        """
+        self.live = is_live(uri)
+        self._uri, self._name, self._options = uri, redacted(uri), options
+        if not self.live and not Path(uri).is_file():
+            raise SourceError(f"no such video file: {uri}; check `uri` of the camera")
+        self._container, self._stream = self._open()
+        rate = float(self._stream.average_rate or 0)
+        self.fps = rate if not self.live and 0 < rate < 1000 else None
+
+    def images(self) -> Iterator[NDArray[np.uint8]]:
+        """Yields decoded pictures until the file ends or the stream breaks.
+
+        Raises:
+            SourceError: silence for `read_timeout_s`, a broken connection, a file without one frame.
+        """
+        while True:
+            read = 0
+            for frame in self._frames():
+                read += 1
+                yield _bgr(frame)
+            if read == 0 and not self.live:
+                raise SourceError(f"{self._name} holds no frame that can be decoded; check the file or its codec")
+            if self.live or not self._options.loop:
+                self._tell_if_short(read)
+                return
+            self.close()
+            self._container, self._stream = self._open()
+
+    def close(self) -> None:
+        """Releases the device or the connection."""
+        self._container.close()
+
+    def _frames(self) -> Iterator[VideoFrame]:
+        """Whole frames, from the first key frame on."""
+        import av
+
+        entered, damaged = not self.live, 0
+        try:
+            for packet in self._container.demux(self._stream):
+                try:
+                    frames = packet.decode()
+                except av.error.InvalidDataError:
+                    frames = []
+                    damaged += 1
+                for frame in frames:
+                    entered = entered or bool(frame.key_frame)
+                    if entered and not (self.live and frame.is_corrupt):
+                        damaged = 0
+                        yield frame
+                if damaged > _DAMAGED and self.live:
+                    raise SourceError(f"{self._name} sends {damaged} packets in a row that are no video; check the camera")
+        except av.error.FFmpegError as error:
+            if self.live or not isinstance(error, (av.error.EOFError, av.error.InvalidDataError)):
+                raise self._refusal(error) from error
+
+    def _tell_if_short(self, read: int) -> None:
+        expected = self._stream.frames
+        if not self.live and read < _WHOLE * expected:
+            log.warning("%s ended after %d of %d frames; it is truncated or damaged, copy it again", self._name, read, expected)
+
+    def _open(self) -> tuple[InputContainer, VideoStream]:
+        import av
+
+        av.logging.set_level(None)  # FFmpeg's own complaints repeat ours, with passwords
+        timeout = (self._options.open_timeout_s, self._options.read_timeout_s) if self.live else None
+        form = "v4l2" if self._uri.startswith("/dev/") else None
+        try:
+            container = av.open(self._uri, format=form, options=self._demuxer_options(), timeout=timeout)
+        except av.error.FFmpegError as error:
+            raise self._refusal(error) from error
+        with contextlib.ExitStack() as undo:
+            undo.callback(container.close)
+            if not container.streams.video:
+                raise SourceRefusedError(f"{self._name} has no video stream that can be decoded; check its codec")
+            stream = container.streams.video[0]
+            # Frame threads hold back one frame each: right for a file, late for a camera.
+            stream.thread_type = "SLICE" if self.live else "AUTO"
+            stream.codec_context.thread_count = 2
+            undo.pop_all()
+        return container, stream
+
+    def _demuxer_options(self) -> dict[str, str]:
+        if self._uri.startswith(("rtsp://", "rtsps://")):
+            # A session description names the codec: half a second of probing is for what it leaves out.
+            return {"rtsp_transport": self._options.transport, "fflags": "nobuffer+discardcorrupt", "analyzeduration": "500000"}
+        return {"fflags": "nobuffer"} if self.live else {}
+
+    def _refusal(self, error: av.error.FFmpegError) -> SourceError:
+        from av import error as av_error
+
+        if isinstance(error, av_error.ExitError):  # our own timeout: FFmpeg's interrupt callback
+            return SourceError(
+                f"{self._name} gave nothing for {self._options.read_timeout_s:g} s; check camera and network, or raise read_timeout_s"
+            )
+        if isinstance(error, (av_error.HTTPUnauthorizedError, av_error.HTTPForbiddenError)):
+            return SourceRefusedError(f"{self._name} refuses user or password ({error.strerror}); check them in `uri`")
+        if isinstance(error, (av_error.DecoderNotFoundError, av_error.DemuxerNotFoundError, av_error.ProtocolNotFoundError)):
+            return SourceRefusedError(f"{self._name} cannot be read ({error.strerror}); check protocol and codec")
+        if not self.live:
+            return SourceError(f"{self._name} cannot be opened as video ({error.strerror}); check that it plays elsewhere")
+        return SourceError(f"{self._name} is not there ({redacted(first_line(error))}); check host, path and network")
+
+
+def _bgr(frame: VideoFrame) -> NDArray[np.uint8]:
+    """The picture, the right way up: uint8 (h, w, 3)."""
+    image = np.asarray(frame.to_ndarray(format="bgr24"), np.uint8)
+    turns = round(frame.rotation / _QUARTER_TURN) % 4
+    return np.ascontiguousarray(np.rot90(image, turns)) if turns else image
