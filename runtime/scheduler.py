@@ -103,7 +103,7 @@ class Scheduler:
                 if not self._ready.put(pipeline.prepare(frames, self._regions)):
                     self._unqueued = frames
                     return
-        except Exception as error:  # a defect must end the daemon loudly, not leave it without frames
+        except Exception as error:  # noqa: BLE001  a defect must end the daemon loudly, not leave it without frames
             self.error = error
         finally:
             self._ready.close()

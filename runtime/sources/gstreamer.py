@@ -17,6 +17,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -26,6 +27,7 @@ from runtime.errors import SourceError, SourceRefusedError
 from runtime.sources.uri import redacted
 
 _HEADER_BYTES = 256
+_FRAME = b"FRAME"
 _MOST_PIXELS = 8192 * 8192  # what comes through the pipe is not trusted with more memory than that
 _PIPE_BYTES = 1 << 20  # what Linux grants without privileges; 64 KiB would mean fifty wake-ups a frame
 _TAIL = "videoconvert ! video/x-raw,format=I420 ! y4menc ! fdsink fd=1"
@@ -45,6 +47,7 @@ class GStreamerSource:
     Attributes:
         live: True unless `live` says that the source can wait (a file).
         fps: what the stream's header tells, None where it tells nothing.
+        pid: of the process, which leads a group of its own.
     """
 
     fps: float | None = None
@@ -58,6 +61,7 @@ class GStreamerSource:
         """
         self.live, self._name, self._read_timeout_s = live, redacted(pipeline), read_timeout_s
         self._process = _launch(pipeline, live)
+        self.pid = self._process.pid
         assert self._process.stdout is not None
         self._fd = self._process.stdout.fileno()
         self._buffer = bytearray()
@@ -66,6 +70,7 @@ class GStreamerSource:
             if not header.startswith("YUV4MPEG2"):
                 raise SourceError(f"{self._name} gives no raw video; let it end in video/x-raw")
             self._size_wh, self.fps = _parse_header(header, self._name)
+            self._layout: _I420 | None = None
         except BaseException:
             self.close()
             raise
@@ -79,6 +84,7 @@ class GStreamerSource:
         while line := self._line(self._read_timeout_s):
             if line.startswith("YUV4MPEG2"):  # the camera changed its mode
                 self._size_wh, self.fps = _parse_header(line, self._name)
+                self._layout = None
             elif line.startswith("FRAME"):
                 yield self._picture()
             else:
@@ -95,12 +101,25 @@ class GStreamerSource:
 
     def _picture(self) -> NDArray[np.uint8]:
         width, height = self._size_wh
-        half_w, half_h = (width + 1) // 2, (height + 1) // 2
-        data = np.empty(width * height + 2 * half_w * half_h, np.uint8)
+        packed, padded = _I420(width, height), _I420(width, height, 4)
+        if self._layout is None:
+            self._layout = packed if packed.size == padded.size or self._packs(packed) else padded
+        layout = self._layout
+        data = np.empty(layout.size, np.uint8)
         self._read_into(data.data)
-        if width % 2 or height % 2:  # OpenCV's I420 wants even sides
-            return _odd_picture(data, width, height)
-        return np.asarray(cv2.cvtColor(data.reshape(height * 3 // 2, width), cv2.COLOR_YUV2BGR_I420), np.uint8)
+        return layout.bgr(data)
+
+    def _packs(self, packed: _I420) -> bool:
+        """Whether rows follow each other without padding, as the format says; GStreamer before 1.24 aligns them to four bytes.
+
+        Told by where the next frame's header stands, so the first frame waits for the second.
+        """
+        deadline_s = time.monotonic() + self._read_timeout_s
+        while len(self._buffer) < packed.size + len(_FRAME):
+            if not (data := self._read(packed.size, deadline_s, self._read_timeout_s)):
+                return len(self._buffer) == packed.size
+            self._buffer += data
+        return bool(self._buffer[packed.size :].startswith(_FRAME))
 
     def _line(self, timeout_s: float) -> str:
         """The next text line; empty at the end of the stream."""
@@ -192,10 +211,37 @@ def _parse_header(header: str, name: str) -> tuple[tuple[int, int], float | None
     return (width, height), rate or None
 
 
-def _odd_picture(data: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:
-    half_w, half_h = (width + 1) // 2, (height + 1) // 2
-    luma, chroma = data[: width * height].reshape(height, width), data[width * height :].reshape(2, half_h, half_w)
-    even = np.empty((half_h * 3, half_w * 2), np.uint8)
-    even[: 2 * half_h] = np.pad(luma, ((0, height % 2), (0, width % 2)), mode="edge")
-    even[2 * half_h :] = chroma.reshape(half_h, half_w * 2)
-    return np.ascontiguousarray(cv2.cvtColor(even, cv2.COLOR_YUV2BGR_I420)[:height, :width], np.uint8)
+@dataclass(frozen=True, slots=True)
+class _I420:
+    """Planes of a picture: luma, then two of chroma at half the size; rows begin at multiples of `align` bytes."""
+
+    width: int
+    height: int
+    align: int = 1
+
+    @property
+    def _even(self) -> tuple[int, int, int]:
+        """Rows of luma, bytes of its rows, bytes of a chroma row."""
+        rows, columns = self.height, self.width
+        if self.align > 1:
+            rows, columns = rows + rows % 2, columns + columns % 2
+        return rows, -(-self.width // self.align) * self.align, -(-((columns + 1) // 2) // self.align) * self.align
+
+    @property
+    def size(self) -> int:
+        """Bytes of a picture."""
+        rows, luma, chroma = self._even
+        return rows * luma + 2 * ((rows + 1) // 2) * chroma
+
+    def bgr(self, data: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """uint8 (height, width, 3) from the bytes of a picture."""
+        rows, luma, chroma = self._even
+        half_h, half_w = (rows + 1) // 2, (self.width + 1) // 2
+        if (rows, luma, chroma) == (2 * half_h, 2 * half_w, half_w):  # what OpenCV's I420 is
+            even = data.reshape(rows * 3 // 2, luma)
+        else:
+            even = np.empty((3 * half_h, 2 * half_w), np.uint8)
+            picture = data[: rows * luma].reshape(rows, luma)[: self.height, : self.width]
+            even[: 2 * half_h] = np.pad(picture, ((0, 2 * half_h - self.height), (0, 2 * half_w - self.width)), mode="edge")
+            even[2 * half_h :] = data[rows * luma :].reshape(2 * half_h, chroma)[:, :half_w].reshape(half_h, 2 * half_w)
+        return np.ascontiguousarray(cv2.cvtColor(even, cv2.COLOR_YUV2BGR_I420)[: self.height, : self.width], np.uint8)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,9 +105,13 @@ class VideoSource:
         """Whole frames, from the first key frame on."""
         import av
 
-        entered, damaged = not self.live, 0
+        entered, damaged, heard_s = not self.live, 0, time.monotonic()
         try:
             for packet in self._container.demux(self._stream):
+                silent_s, heard_s = time.monotonic() - heard_s, time.monotonic()
+                if self.live and silent_s >= self._options.read_timeout_s:
+                    # FFmpeg swallows the first timeout and gives what its parser still held; the second would be too late.
+                    raise self._silence(silent_s)
                 try:
                     frames = packet.decode()
                 except av.error.InvalidDataError:
@@ -134,10 +139,12 @@ class VideoSource:
         av.logging.set_level(None)  # FFmpeg's own complaints repeat ours, with passwords
         timeout = (self._options.open_timeout_s, self._options.read_timeout_s) if self.live else None
         form = "v4l2" if self._uri.startswith("/dev/") else None
+        began_s = time.monotonic()
         try:
             container = av.open(self._uri, format=form, options=self._demuxer_options(), timeout=timeout)
         except av.error.FFmpegError as error:
-            raise self._refusal(error) from error
+            waited_s = time.monotonic() - began_s
+            raise self._silence(waited_s) if timeout and waited_s >= timeout[0] else self._refusal(error) from error
         with contextlib.ExitStack() as undo:
             undo.callback(container.close)
             if not container.streams.video:
@@ -155,20 +162,25 @@ class VideoSource:
             return {"rtsp_transport": self._options.transport, "fflags": "nobuffer+discardcorrupt", "analyzeduration": "500000"}
         return {"fflags": "nobuffer"} if self.live else {}
 
+    def _silence(self, silent_s: float) -> SourceError:
+        return SourceError(
+            f"{self._name} gave nothing for {silent_s:.0f} s; check camera and network, or raise open_timeout_s and read_timeout_s"
+        )
+
     def _refusal(self, error: av.error.FFmpegError) -> SourceError:
         from av import error as av_error
 
         if isinstance(error, av_error.ExitError):  # our own timeout: FFmpeg's interrupt callback
-            return SourceError(
-                f"{self._name} gave nothing for {self._options.read_timeout_s:g} s; check camera and network, or raise read_timeout_s"
-            )
+            return self._silence(self._options.read_timeout_s)
         if isinstance(error, (av_error.HTTPUnauthorizedError, av_error.HTTPForbiddenError)):
             return SourceRefusedError(f"{self._name} refuses user or password ({error.strerror}); check them in `uri`")
         if isinstance(error, (av_error.DecoderNotFoundError, av_error.DemuxerNotFoundError, av_error.ProtocolNotFoundError)):
             return SourceRefusedError(f"{self._name} cannot be read ({error.strerror}); check protocol and codec")
         if not self.live:
             return SourceError(f"{self._name} cannot be opened as video ({error.strerror}); check that it plays elsewhere")
-        return SourceError(f"{self._name} is not there ({redacted(first_line(error))}); check host, path and network")
+        return SourceError(
+            f"{self._name} is not there ({redacted(error.strerror or first_line(error))}); check host, path and network"
+        )
 
 
 def _bgr(frame: VideoFrame) -> NDArray[np.uint8]:
