@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +56,21 @@ def coco_bundle(model: str = "yolo11n") -> Bundle:
     return convert(ConvertRequest(weights, coco_pool(), 640, seed=SEED), out, to_stderr)
 
 
-def edge_run(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
-    """Runs `edge run` to its end in a process of its own; its summary."""
+def edge_run(folder: Path, config: dict[str, Any], seconds: float | None = None) -> dict[str, Any]:
+    """Runs `edge run` in a process of its own, to its end or so many seconds after its first frame; its summary."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "edge.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
     command = [sys.executable, "-m", "edge.cli", "run", "--config", str(folder / "edge.yaml"), "--json"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    found: dict[str, Any] = json.loads(done.stdout)
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    if seconds:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "first frame done" in line:
+                break
+        time.sleep(seconds)
+        process.send_signal(signal.SIGTERM)
+    out, err = process.communicate()
+    if process.returncode:
+        raise RuntimeError(f"edge run ended with {process.returncode}: {err[-2000:]}")
+    found: dict[str, Any] = json.loads(out)
     return found

@@ -6,6 +6,7 @@ import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,6 +72,7 @@ class Batch:
     """Frames in an input buffer, ready to run on the pipeline that owns the buffer."""
 
     pipeline: Pipeline
+    backend: Backend
     inputs: Inputs
     rows: list[Row]
 
@@ -80,15 +82,23 @@ class Pipeline:
 
     Attributes:
         buffers: how many batches can be under way at once.
+        backend: the engine for a lone frame.
     """
 
     buffers = _BUFFERS
 
-    def __init__(self, bundle: Bundle, backend: Backend, thresholds: Thresholds) -> None:
+    def __init__(self, bundle: Bundle, backend: Backend, thresholds: Thresholds, larger: Backend | None = None) -> None:
+        """`larger` is the same model with a batch of several frames, taken whenever more than one waits."""
         self.bundle, self.backend, self.thresholds = bundle, backend, thresholds
-        self._free = [backend.inputs(bundle.preprocess) for _ in range(_BUFFERS)]
-        warm(backend, bundle.preprocess.buffer(backend.batch))
+        self._larger = larger
+        self._free = {id(each): [each.inputs(bundle.preprocess) for _ in range(_BUFFERS)] for each in self._backends}
+        for each in self._backends:
+            warm(each, bundle.preprocess.buffer(each.batch))
         self.detect(np.zeros((8, 8, 3), np.uint8))
+
+    @property
+    def _backends(self) -> list[Backend]:
+        return [self.backend, self._larger] if self._larger else [self.backend]
 
     @classmethod
     def load(
@@ -98,24 +108,37 @@ class Pipeline:
         precision: str = "auto",
         threads: int = 0,
         confidence: float | Mapping[str, float] | None = None,
+        batch: int | Literal["auto"] = 1,
     ) -> Pipeline:
         """Loads and warms a bundle.
 
-        `confidence` replaces the release's own threshold, for all classes or by class name. Raises like `open_backend`, and
+        Args:
+            bundle: the release.
+            engine, precision, threads: as of `open_backend`.
+            confidence: replaces the release's own threshold, for all classes or by class name.
+            batch: 1; or how many frames one run may take; or `auto`: as many as the release has a file for, if it was
+                measured here to be faster than one by one.
 
-        ConfigError: `confidence` names a class that the bundle does not have.
+        Raises:
+            ConfigError: `confidence` names a class that the bundle does not have.
+            BackendError, BundleError, MissingPackageError: as `open_backend` does.
         """
-        return cls(bundle, open_backend(bundle, engine, precision, threads), thresholds_of(bundle, confidence))
+        thresholds = thresholds_of(bundle, confidence)
+        backend = open_backend(bundle, engine, precision, threads)
+        return cls(bundle, backend, thresholds, open_larger(bundle, backend, batch, threads))
 
     @property
     def batch(self) -> int:
-        """Frames that one run takes."""
-        return self.backend.batch
+        """Frames that one run takes at most."""
+        return max(each.batch for each in self._backends)
 
     def prepare(self, frames: Sequence[Frame], regions: Mapping[str, Region | None] = {}) -> Batch:
         """Letterboxes up to `batch` frames into a free buffer; at most `buffers` batches may be under way."""
-        inputs = self._free.pop()
-        return Batch(self, inputs, [_row(inputs, row, frame, regions.get(frame.camera)) for row, frame in enumerate(frames)])
+        backend = next(each for each in self._backends if each.batch >= len(frames))
+        inputs = self._free[id(backend)].pop()
+        return Batch(
+            self, backend, inputs, [_row(inputs, row, frame, regions.get(frame.camera)) for row, frame in enumerate(frames)]
+        )
 
     def run(self, batch: Batch) -> list[Result]:
         """Detects in each frame of a prepared batch and frees its buffer.
@@ -125,9 +148,9 @@ class Pipeline:
         """
         start = time.perf_counter()
         try:
-            outputs = self.backend.run(batch.inputs)
+            outputs = batch.backend.run(batch.inputs)
         finally:
-            self._free.append(batch.inputs)
+            self._free[id(batch.backend)].append(batch.inputs)
         infer_s = time.perf_counter() - start
         results = []
         for index, row in enumerate(batch.rows):
@@ -147,8 +170,9 @@ class Pipeline:
         return self.process(Frame(image, "image", 0, time.monotonic(), time.time())).detections
 
     def close(self) -> None:
-        """Releases the engine."""
-        self.backend.close()
+        """Releases the engines."""
+        for each in self._backends:
+            each.close()
 
 
 def thresholds_of(bundle: Bundle, confidence: float | Mapping[str, float] | None) -> Thresholds:

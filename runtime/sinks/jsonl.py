@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 from runtime.errors import SinkError
@@ -57,7 +58,9 @@ class JsonlSink:
             "frame": frame.index,
             "epoch": frame.epoch,
             "time": round(frame.captured_wall_s, 3),
-            "age_ms": round(result.age_s * 1e3, 2),
+            "captured_s": round(frame.captured_monotonic_s, 6),
+            "age_ms": round(result.age_s * 1e3, 2),  # from capture to the detections
+            "written_ms": round((time.monotonic() - frame.captured_monotonic_s) * 1e3, 2),  # and to this line
             "infer_ms": round(result.infer_s * 1e3, 2),
             "bundle": result.bundle[:16],
             "detections": self._boxes(result),
