@@ -1,4 +1,4 @@
-"""The README's `make demo`, for real: five minutes on two cores."""
+"""The README's `make demo`, for real: eight minutes on two cores."""
 
 from __future__ import annotations
 
