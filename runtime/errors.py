@@ -9,6 +9,7 @@ EdgeloopError            anything the kit refuses; command lines print it and ex
 ├── PoolError            a pool that is empty, damaged, full or unwritable
 ├── SinkError            a place for results that cannot be written
 ├── BackendError         an engine that is missing or refuses the graph
+│   └── DeviceLostError  a GPU that this process can no longer use
 └── MissingPackageError  an optional package that is not installed
 """
 
@@ -53,6 +54,13 @@ class SinkError(EdgeloopError):
 
 class BackendError(EdgeloopError):
     """An inference engine is missing or cannot run the bundle."""
+
+
+class DeviceLostError(BackendError):
+    """The GPU failed in a way that ends its context: every later call of this process fails too, a new process is fine.
+
+    The daemon answers with a restart of its own process; nothing else helps.
+    """
 
 
 class MissingPackageError(EdgeloopError):
