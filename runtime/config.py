@@ -73,8 +73,8 @@ class ModelConfig(_Strict):
 
     bundle: str
     trust_key: str | None = None  # a public key; bundles that its owner did not sign are refused
-    engine: Literal["auto", "onnxruntime", "openvino"] = "auto"
-    precision: Literal["auto", "fp32", "int8"] = "auto"
+    engine: Literal["auto", "onnxruntime", "openvino", "onnxruntime-cuda", "tensorrt", "tensorrt-rtx"] = "auto"
+    precision: Literal["auto", "fp32", "fp16", "int8"] = "auto"
     threads: int = Field(default=0, ge=0, le=256)  # 0: as many as this process may use
     confidence: Annotated[float, Field(ge=0, le=1)] | None = None
     reload_s: float = Field(default=1.0, gt=0, le=3600)

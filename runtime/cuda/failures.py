@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from runtime.errors import BackendError, DeviceLostError
 
 # CUresult by name → what cuGetErrorString says, which is all that pycuda, TensorRT and ONNX Runtime pass on.
@@ -39,8 +41,18 @@ def failure(call: str, name: str, text: str = "") -> BackendError:
         text: what CUDA says of it.
     """
     said = f"{call} gives {name or text}" + (f" ({text})" if name and text else "")
-    if name in POISON or any(words in text for words in POISON.values()):
+    if name in POISON or _is_poison(text):
         return DeviceLostError(f"the GPU failed and this process can no longer use it: {said}; restart the process")
     if name == _MEMORY[0] or _MEMORY[1] in text:
         return BackendError(f"the GPU has no memory left: {said}; take a smaller batch, or end what else runs on it")
     return BackendError(f"CUDA refuses: {said}; look at the driver with nvidia-smi")
+
+
+def failure_within(said: BackendError, told: Iterable[str]) -> BackendError:
+    """`said`, or that the device is lost where an engine's own messages `told` say so."""
+    lost = next((line for line in told if _is_poison(line)), None)
+    return said if lost is None else failure("the engine", "", lost)
+
+
+def _is_poison(text: str) -> bool:
+    return any(words in text for words in POISON.values()) or any(name in text for name in POISON)

@@ -37,10 +37,12 @@ def cubin_from_source(source: str, compute_capability: str, cuda_major: int = _N
     try:
         option = f"--gpu-architecture={compute_capability.lower().replace('sm', 'sm_')}".encode()
         if nvrtc.nvrtcCompileProgram(program, 1, (ctypes.c_char_p * 1)(option)) != 0:
-            log = " ".join(_output(nvrtc, "ProgramLog", program).decode(errors="replace").strip("\0 \n").splitlines()[:_TOLD_LINES])
+            log = " ".join(
+                _output(nvrtc, "ProgramLog", program).decode(errors="replace").strip("\0 \n").splitlines()[:_TOLD_LINES]
+            )
             said = log or "it does not say why"
             raise BackendError(
-                f"NVRTC {_version(nvrtc)} cannot compile for {compute_capability}: {said}; install the NVRTC of a newer CUDA"
+                f"NVRTC {_version(nvrtc)} cannot compile for {compute_capability}: {said}; install the NVRTC of a CUDA that knows it"
             )
         return _output(nvrtc, "CUBIN", program)
     finally:
