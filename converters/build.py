@@ -16,7 +16,7 @@ from converters.measure import Measurement, measured_verdict
 from converters.request import DEFAULT_GATE_FRAMES
 from runtime.bundle import Bundle
 from runtime.errors import BackendError, CacheError, MissingPackageError
-from runtime.manifest import Form, Precision
+from runtime.manifest import Precision
 from runtime.progress import Progress, Report
 from runtime.signature import verify_bundle
 from runtime.tensorrt.device import Device, find_device
@@ -211,10 +211,9 @@ def _size_of_engine(request: EngineRequest, flavour: Flavour, gpu: Device | None
 
 def _files_for(bundle: Bundle, flavour: Flavour) -> list[tuple[Precision, Path]]:
     """The files that a TensorRT takes, of every batch: weak typing makes FP16 of the FP32 file by itself."""
-    form: Form = "tensorrt-strong" if flavour.baked_precision else "tensorrt"
     found: list[tuple[Precision, Path]] = []
     for row in bundle.manifest.variants:
-        if row.form not in ("any", form):
+        if row.form not in ("any", flavour.form):
             continue
         found.append((row.precision, bundle.path / row.file))
         if row.precision == "fp32" and not flavour.baked_precision:

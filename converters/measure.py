@@ -11,9 +11,8 @@ from calibration.labels import load_held_out
 from calibration.sampler import time_spread
 from converters.errors import ConversionError
 from converters.gate import Bars, Candidate, Gate, candidates_of, judge, prefer, run_candidates
-from runtime.backends import ENGINES
 from runtime.bundle import Bundle
-from runtime.device import Device, engine_version
+from runtime.device import Device, engines_here
 from runtime.extras import require
 from runtime.files import sha256_of_file
 from runtime.manifest import FORM_OF_ENGINE
@@ -49,7 +48,7 @@ def measured_verdict(bundle: Bundle, wanted: Measurement, report: Report) -> Ver
         PoolError, DataError: frames that cannot be read.
     """
     require(["onnxruntime"], "cpu")
-    engines = [name for name in ENGINES if engine_version(name)]
+    engines = list(engines_here())
     variants = [row for row in bundle.manifest.variants if row.form in ("any", *(FORM_OF_ENGINE[name] for name in engines))]
     candidates = candidates_of([(row.precision, row.form, row.batch, bundle.path / row.file) for row in variants], engines)
     if wanted.data is not None:

@@ -12,8 +12,7 @@ from converters.gate import Candidate, candidates_of
 from converters.graph_cleanup import with_batch
 from converters.half_floats import with_half_floats
 from converters.quantizer_passes import with_float_weights
-from runtime.backends import ENGINES
-from runtime.device import engine_version
+from runtime.device import engines_here
 from runtime.manifest import Form, Precision, Variant
 
 
@@ -67,7 +66,7 @@ class ModelFile:
 
     def candidates(self) -> list[Candidate]:
         """The file under each installed engine that it is for."""
-        engines = [name for name in ENGINES if engine_version(name)]
+        engines = list(engines_here())
         return candidates_of([(self.precision, self.form, self.batch, self.path)], engines)
 
 

@@ -159,7 +159,9 @@ def finetune(
 def evaluate(
     bundle: Annotated[Path, typer.Argument(help="A bundle's folder.")],
     data: Annotated[Path, typer.Option(help="data.yaml; its `val` is evaluated.")],
-    engine: Annotated[str, typer.Option(help="auto, onnxruntime or openvino.")] = "auto",
+    engine: Annotated[
+        str, typer.Option(help="auto, onnxruntime, openvino, onnxruntime-cuda, tensorrt or tensorrt-rtx.")
+    ] = "auto",
     precision: Annotated[str, typer.Option(help="auto, fp32 or int8.")] = "auto",
     as_json: Json = False,
 ) -> None:

@@ -139,8 +139,8 @@ class ModelConfig(_Strict):
 
     bundle: str
     trust_key: str | None = None  # a public key; bundles that its owner did not sign are refused
-    engine: Literal["auto", "onnxruntime", "openvino"] = "auto"
-    precision: Literal["auto", "fp32", "int8"] = "auto"
+    engine: Literal["auto", "onnxruntime", "openvino", "onnxruntime-cuda", "tensorrt", "tensorrt-rtx"] = "auto"
+    precision: Literal["auto", "fp32", "fp16", "int8"] = "auto"
     threads: int = Field(default=0, ge=0, le=256)  # 0: as many as this process may use
     confidence: Unit | dict[str, Unit] | None = None
     batch_wait_ms: float = Field(default=5.0, ge=0, le=1000)

@@ -13,6 +13,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from runtime.tensorrt.device import find_device
+
 # Flags of /proc/cpuinfo that decide which INT8 kernels run.
 CPU_FLAGS = {
     "avx2": "AVX2",
@@ -27,9 +29,11 @@ CPU_FLAGS = {
 ENGINE_DISTRIBUTIONS = {
     "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
     "openvino": ("openvino",),
+    "onnxruntime-cuda": ("onnxruntime-gpu",),
     "tensorrt": ("tensorrt",),
     "tensorrt-rtx": ("tensorrt-rtx",),
 }
+GPU_ENGINES = ("onnxruntime-cuda", "tensorrt", "tensorrt-rtx")
 
 
 class Device(BaseModel):
@@ -39,7 +43,8 @@ class Device(BaseModel):
         cpu: model name; told, not compared.
         machine: `x86_64`, `aarch64`, …
         isa: the known instruction sets that it has, sorted.
-        engines: installed engines and their versions.
+        engines: engines that can run there and their versions.
+        gpu: name and compute capability of the GPU, where an engine for one can run; empty elsewhere.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -48,19 +53,34 @@ class Device(BaseModel):
     machine: str
     isa: tuple[str, ...]
     engines: dict[str, str]
+    gpu: str = ""
 
     @classmethod
     def current(cls) -> Device:
         """This device."""
-        found = {name: installed for name in ENGINE_DISTRIBUTIONS if (installed := engine_version(name))}
+        found = engines_here()
+        device = find_device() if any(name in GPU_ENGINES for name in found) else None
+        gpu = f"{device.name}, {device.compute_capability}" if device else ""
         flags = set(proc_field("/proc/cpuinfo", ("flags", "Features")).split())
         name = proc_field("/proc/cpuinfo", ("model name", "Model")) or "unknown"
-        return cls(cpu=name, machine=platform.machine(), isa=tuple(sorted(flags & set(CPU_FLAGS))), engines=found)
+        return cls(cpu=name, machine=platform.machine(), isa=tuple(sorted(flags & set(CPU_FLAGS))), engines=found, gpu=gpu)
 
     def serves(self, engine: str, other: Device) -> bool:
-        """Whether what was measured with `engine` on `other` holds here: same instructions, same version of the engine."""
-        same = (self.machine, self.isa) == (other.machine, other.isa)
+        """Whether what was measured with `engine` on `other` holds here: same instructions, same version of the engine.
+
+        For an engine that runs on the GPU that is the same kind of GPU.
+        """
+        on_cpu = (self.machine, self.isa) == (other.machine, other.isa)
+        same = self.gpu == other.gpu != "" if engine in GPU_ENGINES else on_cpu
         return same and self.engines.get(engine) == other.engines.get(engine) is not None
+
+
+def engines_here() -> dict[str, str]:
+    """The engines that can run on this device, and their versions: installed, and those for a GPU only where there is one."""
+    found = {name: installed for name in ENGINE_DISTRIBUTIONS if (installed := engine_version(name))}
+    if any(name in GPU_ENGINES for name in found) and find_device() is None:
+        return {name: installed for name, installed in found.items() if name not in GPU_ENGINES}
+    return found
 
 
 def engine_version(engine: str) -> str | None:

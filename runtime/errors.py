@@ -10,7 +10,7 @@ EdgeloopError            anything the kit refuses; command lines print it and ex
 ├── PoolError            a pool that is empty, damaged, full or unwritable
 ├── SinkError            a place for results that cannot be written
 ├── BackendError         an engine that is missing or refuses the graph
-│   └── DeviceLostError      the GPU's context is gone; only a new process can go on
+│   └── DeviceLostError  a GPU that this process can no longer use
 └── MissingPackageError  an optional package that is not installed
 """
 
@@ -62,7 +62,10 @@ class BackendError(EdgeloopError):
 
 
 class DeviceLostError(BackendError):
-    """A GPU error that poisons the context: every later call would fail too."""
+    """The GPU failed in a way that ends its context: every later call of this process fails too, a new process is fine.
+
+    The daemon answers with a restart of its own process; nothing else helps.
+    """
 
 
 class MissingPackageError(EdgeloopError):

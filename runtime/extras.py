@@ -11,6 +11,7 @@ from runtime.errors import MissingPackageError
 EXTRAS = {
     "onnxruntime": "cpu",
     "openvino": "cpu",
+    "pycuda": "pycuda",
     "tensorrt": "tensorrt",
     "tensorrt_rtx": "tensorrt-rtx",
     "onnx": "convert",

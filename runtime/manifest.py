@@ -20,6 +20,7 @@ Form = Literal["any", "cpu", "tensorrt", "tensorrt-strong"]
 FORM_OF_ENGINE: dict[str, Form] = {
     "onnxruntime": "cpu",
     "openvino": "cpu",
+    "onnxruntime-cuda": "any",  # its CUDA provider runs Q/DQ graphs in float, slower than without them
     "tensorrt": "tensorrt",
     "tensorrt-rtx": "tensorrt-strong",
 }

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.backends import Backend, open_backend, warm
+from runtime.backends import Backend, open_backend, open_larger, warm
 from runtime.backends.inputs import Inputs
 from runtime.bundle import Bundle
 from runtime.detections import Detections

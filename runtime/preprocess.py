@@ -75,16 +75,22 @@ class Preprocess:
         width, height = self.size_wh
         return np.full((batch, height, width, 3), self.pad_value, np.uint8)
 
+    def place(self, source_wh: tuple[int, int]) -> tuple[Letterbox, tuple[int, int]]:
+        """Where an image of that size comes to lie, and its width and height there in canvas pixels."""
+        (source_w, source_h), (width, height) = source_wh, self.size_wh
+        gain = min(width / source_w, height / source_h)
+        inner_w, inner_h = max(1, round(source_w * gain)), max(1, round(source_h * gain))
+        left, top = round((width - inner_w) / 2 - 0.1), round((height - inner_h) / 2 - 0.1)
+        return Letterbox(gain, left, top, source_wh), (inner_w, inner_h)
+
     def letterbox(self, image: NDArray[np.uint8], canvas: NDArray[np.uint8]) -> Letterbox:
         """Resizes `image` (h, w, 3) BGR into `canvas` (height, width, 3) in place, keeping its proportions.
 
         Bilinear, centred, enlarging small images too: the arithmetic of Ultralytics' `LetterBox(auto=False)`.
         """
         source_h, source_w = image.shape[:2]
-        width, height = self.size_wh
-        gain = min(width / source_w, height / source_h)
-        inner_w, inner_h = max(1, round(source_w * gain)), max(1, round(source_h * gain))
-        left, top = round((width - inner_w) / 2 - 0.1), round((height - inner_h) / 2 - 0.1)
+        letterbox, (inner_w, inner_h) = self.place((source_w, source_h))
+        left, top = letterbox.left, letterbox.top
         canvas[:top], canvas[top + inner_h :] = self.pad_value, self.pad_value
         canvas[:, :left], canvas[:, left + inner_w :] = self.pad_value, self.pad_value
         inner = canvas[top : top + inner_h, left : left + inner_w]
@@ -92,4 +98,4 @@ class Preprocess:
             inner[:] = image
         else:
             cv2.resize(image, (inner_w, inner_h), dst=inner, interpolation=cv2.INTER_LINEAR)
-        return Letterbox(gain, left, top, (source_w, source_h))
+        return letterbox

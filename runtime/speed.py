@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from runtime.backends import SETTLE_S, Backend, engines_here, model_file, open_model, warm
+from runtime.backends import SETTLE_S, Backend, model_file, open_model, warm
 from runtime.bundle import Bundle
-from runtime.device import Device
+from runtime.device import Device, engines_here
 from runtime.errors import BackendError, BundleError, CacheError, MissingPackageError
 from runtime.sealed_folder import SealedFolder, cache_folder
 

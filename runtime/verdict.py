@@ -73,6 +73,13 @@ def preferred_here(
     return _unmeasured(bundle, engine, precision, here)
 
 
+def measured_here(bundle: Bundle, folder: Path | None = None) -> list[Parity]:
+    """What was measured on a device like this one, by the release or by `edge-convert build` here; `folder` as above."""
+    here, kept = Device.current(), load_verdict(bundle, folder)
+    device, rows = (kept.device, kept.parity) if kept else (bundle.manifest.measured_on, bundle.manifest.parity)
+    return [row for row in rows if not row.is_proxy and here.serves(row.engine, device)]
+
+
 def _counts(chosen: Preferred | Parity, here: Device, device: Device) -> bool:
     """FP32 is right everywhere; anything else where it was measured."""
     return chosen.precision == "fp32" or here.serves(chosen.engine, device)

@@ -6,23 +6,26 @@ import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from runtime.backends.inputs import Inputs
 from runtime.bundle import Bundle
+from runtime.device import engines_here
 from runtime.errors import BackendError, MissingPackageError
-from runtime.manifest import FORM_OF_ENGINE
+from runtime.manifest import FORM_OF_ENGINE, Form
 from runtime.onnx_file import refuse_external_data
 from runtime.postprocess import Outputs
 from runtime.preprocess import Preprocess
-from runtime.verdict import preferred_here
+from runtime.tensorrt.flavour import MODULES, load_flavour
+from runtime.verdict import measured_here, preferred_here
 
 log = logging.getLogger(__name__)
 
 AUTO = "auto"
+_WORTH = 0.95  # a batch that saves less than that of a frame's time is not worth the wait for its frames
 # ONNX Runtime's threads spin on after a run, which slowed the next engine by two thirds (17 to 30 ms, yolo11n INT8 under
 # OpenVINO on two cores); whoever times engines turn by turn waits that long before each.
 SETTLE_S = 0.03
@@ -33,31 +36,35 @@ class Backend(Protocol):
 
     Attributes:
         engine: its name in `ENGINES`.
-        precision: `fp32` or `int8`.
-        batch: frames that one run takes.
+        precision: `fp32`, `fp16` or `int8`.
+        batch: images in one inference, which the graph was made for.
     """
 
     engine: str
     precision: str
-
-    @property
-    def batch(self) -> int:
-        """See above."""
-        ...
+    batch: int
 
     def inputs(self, preprocess: Preprocess) -> Inputs:
-        """A new input buffer; two let one be filled while the other runs."""
+        """A new buffer for one batch. With two of them one is filled while the other runs.
+
+        Raises:
+            BackendError: the model takes another size than `preprocess` makes, or there is no memory.
+        """
         ...
 
     def run(self, inputs: Inputs) -> Outputs:
-        """Runs the batch in a buffer that `inputs` gave. The outputs are as those of `infer`."""
+        """Runs the batch in a buffer that `inputs` made.
+
+        The outputs may be overwritten by the next run, and are not to be read after `close`: copy what is kept.
+
+        Raises:
+            BackendError: the engine refuses.
+            DeviceLostError: the GPU failed; only a new process can use it again.
+        """
         ...
 
     def infer(self, images: NDArray[np.uint8]) -> Outputs:
-        """Runs one batch: uint8 (b, h, w, 3) letterboxed BGR, of the shape that the graph was made for.
-
-        The outputs may be overwritten by the next call: copy what is kept.
-        """
+        """Runs one batch: uint8 (b, h, w, 3) letterboxed BGR, of the shape that the graph was made for. Else as `run`."""
         ...
 
     def close(self) -> None:
@@ -77,7 +84,32 @@ def _openvino(model: Path, precision: str, threads: int) -> Backend:
     return OpenVinoBackend(model, precision, threads)
 
 
-ENGINES: dict[str, Callable[[Path, str, int], Backend]] = {"onnxruntime": _onnxruntime, "openvino": _openvino}
+def _onnxruntime_cuda(model: Path, precision: str, _: int) -> Backend:
+    from runtime.backends.onnxruntime_cuda import open_onnxruntime_cuda  # an extra, as above
+
+    return open_onnxruntime_cuda(model, precision)
+
+
+def _tensorrt(model: Path, precision: str, _: int) -> Backend:
+    from runtime.backends.tensorrt import open_tensorrt  # an extra, as above
+
+    return open_tensorrt("tensorrt", model, precision)
+
+
+def _tensorrt_rtx(model: Path, precision: str, _: int) -> Backend:
+    from runtime.backends.tensorrt import open_tensorrt  # an extra, as above
+
+    return open_tensorrt("tensorrt-rtx", model, precision)
+
+
+# By name: given the file, its precision, and the threads of an engine that runs on the CPU.
+ENGINES: dict[str, Callable[[Path, str, int], Backend]] = {
+    "onnxruntime": _onnxruntime,
+    "openvino": _openvino,
+    "onnxruntime-cuda": _onnxruntime_cuda,
+    "tensorrt": _tensorrt,
+    "tensorrt-rtx": _tensorrt_rtx,
+}
 
 
 def open_model(engine: str, model: Path, precision: str, threads: int = 0) -> Backend:
@@ -103,22 +135,81 @@ def open_backend(bundle: Bundle, engine: str = AUTO, precision: str = AUTO, thre
         raise BackendError(f"unknown engine {engine!r}; the engines are {', '.join(ENGINES)}")
     if AUTO in (engine, precision):
         preferred = preferred_here(bundle, None if engine == AUTO else engine, None if precision == AUTO else precision)
-        engine, precision = preferred.engine, preferred.precision
-    return open_model(engine, bundle.model_path(precision, FORM_OF_ENGINE[engine]), precision, threads)
+        measured = any((row.engine, row.precision) == (preferred.engine, preferred.precision) for row in measured_here(bundle))
+        if engine == AUTO and not measured:
+            from runtime.speed import fastest_engine  # it times the engines of this module
+
+            engine = fastest_engine(bundle, preferred.precision, threads)
+        else:
+            engine = preferred.engine
+        precision = preferred.precision
+    return open_model(engine, model_file(bundle, engine, precision), precision, threads)
+
+
+def open_larger(bundle: Bundle, backend: Backend, batch: int | Literal["auto"], threads: int = 0) -> Backend | None:
+    """The same model as `backend` with a file for several frames at once, or None.
+
+    `auto` takes the largest that was measured on this device and is faster a frame than one by one; a number is taken as
+    it is, measured or not.
+
+    Raises:
+        BackendError, BundleError, MissingPackageError: as `open_backend`; the bundle has no file for that batch.
+    """
+    form, wanted = form_here(backend.engine), batch
+    sizes = sorted(
+        {row.batch for row in bundle.manifest.variants if row.precision == backend.precision and row.form in ("any", form)}
+    )
+    if wanted == AUTO:
+        alone = _frame_ms(bundle, backend, 1)
+        faster = [size for size in sizes if size > 1 and _frame_ms(bundle, backend, size) < _WORTH * alone]
+        wanted = max(faster, default=1)
+    if wanted == 1:
+        return None
+    return open_model(backend.engine, bundle.model_path(backend.precision, form, int(wanted)), backend.precision, threads)
+
+
+def _frame_ms(bundle: Bundle, backend: Backend, batch: int) -> float:
+    """Milliseconds of a frame in a batch of that size, as measured on this device; infinite where nobody did."""
+    rows = measured_here(bundle)
+    same = (row for row in rows if (row.engine, row.precision, row.batch) == (backend.engine, backend.precision, batch))
+    return min((row.latency_p50_ms / batch for row in same if not row.refused), default=float("inf"))
+
+
+def model_file(bundle: Bundle, engine: str, precision: str) -> Path:
+    """The file of a bundle, for batch 1, that an engine of this device runs in a precision.
+
+    Raises:
+        BundleError: there is none.
+        BackendError, MissingPackageError: TensorRT, whose version decides, does not load or is not installed.
+    """
+    form = form_here(engine)
+    if (form, precision) == ("tensorrt", "fp16"):  # weak typing: the builder makes it of float32
+        precision = "fp32"
+    return bundle.model_path(precision, form)
+
+
+def form_here(engine: str) -> Form:
+    """Which of a bundle's files an engine takes in the version that is installed. Raises as `model_file`."""
+    if engine not in MODULES:
+        return FORM_OF_ENGINE[engine]
+    return load_flavour(engine).form
 
 
 def open_installed(bundle: Bundle, threads: int = 0) -> dict[tuple[str, str], Backend]:
     """Every file of a bundle for batch 1 under every engine of this device that it is for, by (precision, engine).
 
-    Engines that are not installed are left out, and those that refuse a file, with a warning: they are no candidates here.
+    Engines that are not installed are left out, as are those for a GPU where there is none, and with a warning those that
+    refuse a file: they are no candidates here.
     """
     backends: dict[tuple[str, str], Backend] = {}
     for variant in bundle.manifest.variants:
-        for engine in ENGINES:
-            if variant.batch > 1 or variant.form not in ("any", FORM_OF_ENGINE[engine]):
+        for engine in engines_here():
+            if variant.batch > 1:
                 continue
             try:
-                backends[variant.precision, engine] = open_model(engine, bundle.path / variant.file, variant.precision, threads)
+                if variant.form in ("any", form_here(engine)):
+                    path = bundle.path / variant.file
+                    backends[variant.precision, engine] = open_model(engine, path, variant.precision, threads)
             except MissingPackageError:
                 continue
             except BackendError as error:

@@ -1,4 +1,4 @@
-"""Input buffers of an engine: filled row by row with letterboxed frames while another buffer runs."""
+"""Input buffers: where a batch is put together, row by row, before a backend runs it."""
 
 from __future__ import annotations
 
@@ -11,31 +11,45 @@ from runtime.preprocess import Letterbox, Preprocess
 
 
 class Inputs(Protocol):
-    """The input of one batch, owned by the backend that made it.
+    """One batch. Rows may be filled from several threads, one thread a row, but not while the batch runs.
 
     Attributes:
-        batch: rows that it has.
+        batch: rows; what a row holds stays until it is filled again.
     """
 
     batch: int
 
     def put(self, row: int, image: NDArray[np.uint8]) -> Letterbox:
-        """Letterboxes `image`, uint8 (h, w, 3) BGR, contiguous or not, into a row."""
+        """Letterboxes a frame into a row; `image` is uint8 (h, w, 3) BGR, also a view, and free again on return.
+
+        Raises:
+            BackendError: a GPU backend cannot take it.
+        """
         ...
 
 
 class HostInputs:
-    """A buffer in the CPU's memory.
+    """A batch in the host's memory, for engines that run there.
 
     Attributes:
-        images: uint8 (batch, height, width, 3).
-        batch: see `Inputs`.
+        batch: rows.
+        images: uint8 (batch, height, width, 3), letterboxed BGR.
     """
 
-    def __init__(self, preprocess: Preprocess, batch: int) -> None:
-        self._preprocess, self.batch = preprocess, batch
-        self.images = preprocess.buffer(batch)
+    def __init__(self, images: NDArray[np.uint8], preprocess: Preprocess) -> None:
+        self.batch, self.images, self._preprocess = len(images), images, preprocess
 
     def put(self, row: int, image: NDArray[np.uint8]) -> Letterbox:
         """See `Inputs.put`."""
         return self._preprocess.letterbox(image, self.images[row])
+
+
+def images_of(inputs: Inputs) -> NDArray[np.uint8]:
+    """The batch of an engine that runs on the host.
+
+    Raises:
+        TypeError: the inputs are another backend's.
+    """
+    if not isinstance(inputs, HostInputs):
+        raise TypeError(f"expected inputs that this backend made, but got {type(inputs).__name__}")
+    return inputs.images

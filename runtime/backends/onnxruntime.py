@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.backends.inputs import HostInputs, Inputs
+from runtime.backends.inputs import HostInputs, Inputs, images_of
 from runtime.errors import BackendError, MissingPackageError, first_line
 from runtime.postprocess import Outputs
 from runtime.preprocess import Preprocess
@@ -19,6 +19,7 @@ class OnnxRuntimeBackend:
     """A graph of ours in an ONNX Runtime session."""
 
     engine = "onnxruntime"
+    batch: int
 
     def __init__(self, model: Path, precision: str, threads: int) -> None:
         """Loads `model`.
@@ -39,20 +40,15 @@ class OnnxRuntimeBackend:
             self._session = ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's exceptions share no public base class
             raise BackendError(f"ONNX Runtime refuses {model}: {first_line(error)}; convert the model again") from error
-
-    @property
-    def batch(self) -> int:
-        """See `Backend`."""
-        return int(self._session.get_inputs()[0].shape[0])
+        self.batch = self._session.get_inputs()[0].shape[0]
 
     def inputs(self, preprocess: Preprocess) -> HostInputs:
         """See `Backend.inputs`."""
-        return HostInputs(preprocess, self.batch)
+        return HostInputs(preprocess.buffer(self.batch), preprocess)
 
     def run(self, inputs: Inputs) -> Outputs:
-        """See `Backend.run`."""
-        assert isinstance(inputs, HostInputs)
-        return self.infer(inputs.images)
+        """See `Backend.run`; the outputs are fresh arrays."""
+        return self.infer(images_of(inputs))
 
     def infer(self, images: NDArray[np.uint8]) -> Outputs:
         """See `Backend.infer`; the outputs are fresh arrays."""

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.backends.inputs import HostInputs, Inputs
+from runtime.backends.inputs import HostInputs, Inputs, images_of
 from runtime.errors import BackendError, MissingPackageError, first_line
 from runtime.postprocess import Outputs
 from runtime.preprocess import Preprocess
@@ -19,6 +19,7 @@ class OpenVinoBackend:
     """A graph of ours compiled by OpenVINO."""
 
     engine = "openvino"
+    batch: int
 
     def __init__(self, model: Path, precision: str, threads: int) -> None:
         """Compiles `model`.
@@ -38,20 +39,15 @@ class OpenVinoBackend:
             self._request = core.compile_model(str(model), "CPU", settings).create_infer_request()
         except RuntimeError as error:
             raise BackendError(f"OpenVINO refuses {model}: {first_line(error)}; convert the model again") from error
-
-    @property
-    def batch(self) -> int:
-        """See `Backend`."""
-        return int(self._request.get_tensor("images").shape[0])
+        self.batch = int(self._request.model_inputs[0].shape[0])
 
     def inputs(self, preprocess: Preprocess) -> HostInputs:
         """See `Backend.inputs`."""
-        return HostInputs(preprocess, self.batch)
+        return HostInputs(preprocess.buffer(self.batch), preprocess)
 
     def run(self, inputs: Inputs) -> Outputs:
-        """See `Backend.run`."""
-        assert isinstance(inputs, HostInputs)
-        return self.infer(inputs.images)
+        """See `Backend.run`; the outputs are views of the request's own tensors."""
+        return self.infer(images_of(inputs))
 
     def infer(self, images: NDArray[np.uint8]) -> Outputs:
         """See `Backend.infer`; the outputs are views of the request's own tensors."""

@@ -141,9 +141,11 @@ def engine_for(
     flavour: Flavour | None = None,
     device: Device | None = None,
     progress: Progress = lambda phase, share: None,
+    afresh: bool = False,
 ) -> bytes:
     """The plan of a request: from the cache, or built and kept. What is not given is found on this device.
 
+    `afresh` builds over a kept plan, one that the runtime does not load.
     Of several processes that want the same plan, one builds. Killed at any time, nothing half-made is ever read.
 
     Raises:
@@ -153,10 +155,10 @@ def engine_for(
     flavour, device = flavour or load_flavour(), device or find_device()
     key = engine_key(request, flavour, device)
     cache = cache or EngineCache()
-    if (plan := cache.load(key)) is not None:
+    if not afresh and (plan := cache.load(key)) is not None:
         return plan
     with cache.sealed.lock():
-        if (plan := cache.load(key)) is not None:  # built while this process waited
+        if not afresh and (plan := cache.load(key)) is not None:  # built while this process waited
             return plan
         log.info("building an engine of %s, %s, with %s %s", request.onnx_path, key.precision, flavour.name, flavour.version)
         plan = engine_from_onnx(

@@ -30,7 +30,7 @@ DEFAULT_WORKSPACE_BYTES = 1 << 30
 _ONE_BUILD = threading.Lock()  # TensorRT has one logger a process, and two builds at once need twice the memory
 _TOLD = 3  # messages of TensorRT in one sentence; the rest repeats them
 _CURRENT = "CURRENT"  # RTX's name for the GPU at hand
-_FOREIGN = (RuntimeError, TypeError, ValueError, MemoryError)  # what pybind11 makes of TensorRT's failures
+FOREIGN = (RuntimeError, TypeError, ValueError, MemoryError)  # what pybind11 makes of TensorRT's failures
 NO_GPU_NAMED = (
     "there is no NVIDIA GPU here to build for; run on the device, "
     "or name what TensorRT-RTX shall build for, such as compute_capabilities=('SM86',)"
@@ -101,7 +101,7 @@ def engine_from_onnx(
                 config.progress_monitor = progress_monitor(trt, held, progress)
             timings = None if flavour.rtx or timing is None else _with_timings(config, timing.read())
             plan = _build(builder, network, config)
-        except _FOREIGN as error:
+        except FOREIGN as error:
             held.release()
             raise _failure(onnx_path, flavour, options, [*told.errors, str(error)]) from error
         held.release()
@@ -126,7 +126,7 @@ def _parse(trt: TensorRT, network: tensorrt.INetworkDefinition, logger: tensorrt
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(str(path)):
         told = [_parser_error(parser.get_error(index)) for index in range(parser.num_errors)]
-        raise BackendError(f"TensorRT cannot read {path}: {_sentence(told)}; convert the model again")
+        raise BackendError(f"TensorRT cannot read {path}: {sentence(told)}; convert the model again")
     for index in range(network.num_inputs):
         tensor = network.get_input(index)
         if any(side < 0 for side in _shape(tensor)):
@@ -214,11 +214,11 @@ def _failure(path: Path, flavour: Flavour, options: BuildOptions, errors: list[s
     if "CUDA initialization" in told or "returned nullptr" in told:  # what the full module's Builder says without a driver
         return BackendError(f"{flavour.name} {flavour.version} finds no NVIDIA GPU and driver here; run on the device")
     return BackendError(
-        f"{flavour.name} {flavour.version} cannot build {path}: {_sentence(errors)}; convert the model again, or use another engine"
+        f"{flavour.name} {flavour.version} cannot build {path}: {sentence(errors)}; convert the model again, or use another engine"
     )
 
 
-def _sentence(messages: Sequence[str]) -> str:
+def sentence(messages: Sequence[str]) -> str:
     """The first few different messages on one line, without the places in TensorRT's own source."""
     lines = [line.strip() for message in messages for line in message.splitlines()]
     telling = [line for line in lines if "catchCudaError" not in line] or lines  # beside the point where there is no GPU

@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import cast
 
 from runtime.errors import BackendError, MissingPackageError, first_line
+from runtime.manifest import Form
 from runtime.tensorrt.surface import TensorRT
 
 AUTO = "auto"
@@ -48,6 +49,11 @@ class Flavour:
         if self.rtx or self.major_minor >= (11, 0):
             return True
         return hasattr(self.trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED") and self.major_minor >= _STRONG_FROM
+
+    @property
+    def form(self) -> Form:
+        """Which of a bundle's files it takes; see `runtime.manifest`."""
+        return "tensorrt-strong" if self.baked_precision else "tensorrt"
 
 
 def flavour_of(trt: TensorRT) -> Flavour:
