@@ -35,10 +35,11 @@ def run(
     """Runs the cameras of this device until they end or SIGTERM comes."""
     from runtime.config import load_config
     from runtime.daemon import Daemon
-    from runtime.sources.opencv import redacted
+    from runtime.sources.uri import redacted_values
 
     loaded = load_config(config)
-    logging.getLogger(__name__).info("configuration: %s", redacted(loaded.model_dump_json()))
+    resolved = json.dumps(redacted_values(loaded.model_dump(mode="json")))
+    logging.getLogger(__name__).info("configuration: %s", resolved)
     daemon = Daemon(loaded)
     summary = daemon.run()
     typer.echo(json.dumps(summary, indent=2) if as_json else _run_table(summary))

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from runtime.errors import ConfigError
 from runtime.pool import DEFAULT_QUOTA_BYTES
-from runtime.sources.opencv import is_live
+from runtime.sources.uri import is_live
 
 FPS_MAX = "max"
 

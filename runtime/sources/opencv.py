@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.errors import SourceError
+from runtime.sources.uri import is_live, redacted
 
 log = logging.getLogger(__name__)
 
@@ -85,18 +85,3 @@ class OpenCVSource:
                 f"{self._name} cannot be opened as video; check that it plays elsewhere and, for a stream, host and password"
             )
         return capture
-
-
-def is_live(uri: str) -> bool:
-    """Whether a URI names a device or a stream, whose frames are gone when nobody takes them."""
-    return "://" in uri or uri.startswith("/dev/")
-
-
-def redacted(text: str) -> str:
-    """A URI, or a text with URIs, without users, passwords and queries, for logs."""
-    return re.sub(r"(\w+://)(?:[^/\s\"']*@)?([^/\s\"'?]*[^\s\"'?]*)(\?[^\s\"']*)?", _redact, text)
-
-
-def _redact(match: re.Match[str]) -> str:
-    secret = "***@" if "@" in match[0] else ""
-    return f"{match[1]}{secret}{match[2]}{'?***' if match[3] else ''}"
