@@ -12,6 +12,7 @@ from typing import Annotated, Optional
 import typer
 
 from runtime.cli import Program
+from runtime.logs import LogForm
 
 program = Program("edge", "Unlabeled frames → self-supervised YOLO → INT8 → camera → refresh: the whole loop.")
 pool_program = typer.Typer(help="The frames worth keeping: add, look, check.", no_args_is_help=True)
@@ -30,15 +31,19 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 @program.app.command()
 def run(
     config: Annotated[Path, typer.Option(help="edge.yaml; deploy/edge.yaml shows every key.")],
+    log_format: Annotated[LogForm, typer.Option(help="Of the log on stderr: lines for people or for a collector.")] = "text",
     as_json: Json = False,
 ) -> None:
     """Runs the cameras of this device until they end or SIGTERM comes."""
     from runtime.config import load_config
     from runtime.daemon import Daemon
-    from runtime.sources.uri import redacted
+    from runtime.logs import configure_logging
+    from runtime.sources.uri import redacted_values
 
+    configure_logging(log_format)
     loaded = load_config(config)
-    logging.getLogger(__name__).info("configuration: %s", redacted(loaded.model_dump_json()))
+    resolved = json.dumps(redacted_values(loaded.model_dump(mode="json")))
+    logging.getLogger(__name__).info("configuration: %s", resolved)
     daemon = Daemon(loaded)
     summary = daemon.run()
     typer.echo(json.dumps(summary, indent=2) if as_json else _run_table(summary))

@@ -14,6 +14,12 @@ from runtime.pool import DEFAULT_QUOTA_BYTES
 from runtime.sources.gstreamer import csi_pipeline
 from runtime.sources.uri import is_live
 from runtime.sources.video import OPEN_TIMEOUT_S, READ_TIMEOUT_S
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from runtime.errors import ConfigError
+from runtime.pool import DEFAULT_QUOTA_BYTES
+from runtime.sources.uri import is_live
+from runtime.yaml_keys import DuplicateKey, duplicate_keys
 
 FPS_MAX = "max"
 CameraName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
@@ -58,6 +64,13 @@ class GStreamerConfig(_Strict):
     live: bool = True
     open_timeout_s: _TimeoutS = 2 * OPEN_TIMEOUT_S  # starting a driver takes longer than a handshake
     read_timeout_s: _TimeoutS = READ_TIMEOUT_S
+
+    @field_validator("uri")
+    @classmethod
+    def _an_address_ends_at_white_space(cls, uri: str) -> str:
+        if "://" in uri and any(character.isspace() for character in uri):  # else logs could not tell where a password ends
+            raise ValueError("an address holds no white space; write a blank in it as %20")
+        return uri
 
 
 class SimulatedConfig(_Strict):
@@ -176,6 +189,13 @@ class PicturesConfig(_Strict):
 SinkConfig = Annotated[JsonlConfig | PicturesConfig, Field(discriminator="kind")]
 
 
+class ServerConfig(_Strict):
+    """Where health, metrics and status are served. Whoever reaches it may read all of them."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8080, ge=0, le=65535)  # 0: any free one, told in the log
+
+
 class EdgeConfig(_Strict):
     """The whole of edge.yaml."""
 
@@ -183,13 +203,14 @@ class EdgeConfig(_Strict):
     cameras: dict[CameraName, CameraConfig] = Field(min_length=1)
     sinks: list[SinkConfig] = Field(default_factory=list)
     collect: CollectConfig | None = None
+    server: ServerConfig | None = None
 
 
 def load_config(path: str | Path) -> EdgeConfig:
     """Reads edge.yaml. Relative paths in it are relative to the working directory.
 
     Raises:
-        ConfigError: no such file, no YAML, or any key or value that is not understood; all are listed.
+        ConfigError: no such file, no YAML, or any key or value that is not understood or comes twice; all are listed.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -204,12 +225,25 @@ def load_config(path: str | Path) -> EdgeConfig:
         raise ConfigError(f"{path}{line}: not valid YAML: {getattr(error, 'problem', error)}; fix that line") from error
     if not isinstance(document, dict):
         raise ConfigError(f"{path} holds no mapping; start from deploy/edge.yaml")
+    problems = [_twice(path, found) for found in duplicate_keys(tree)]
     try:
-        return EdgeConfig.model_validate(document)
+        config = EdgeConfig.model_validate(document)
     except ValidationError as error:
-        problems = [_problem(path, tree, dict(item)) for item in error.errors()]
-        head = f"{path} has {len(problems)} problem{'s' if len(problems) > 1 else ''}; deploy/edge.yaml shows every key:"
-        raise ConfigError("\n  ".join([head, *problems])) from error
+        problems += [_problem(path, tree, dict(item)) for item in error.errors()]
+        raise _listed(path, problems) from error
+    if problems:
+        raise _listed(path, problems)
+    return config
+
+
+def _listed(path: str | Path, problems: list[str]) -> ConfigError:
+    head = f"{path} has {len(problems)} problem{'s' if len(problems) > 1 else ''}; deploy/edge.yaml shows every key:"
+    return ConfigError("\n  ".join([head, *problems]))
+
+
+def _twice(path: str | Path, found: DuplicateKey) -> str:
+    what = "camera names must differ" if found.path[:-1] == ("cameras",) else "a key may come once"
+    return f"{path}:{found.line}: {'.'.join(found.path)}: {what}; line {found.first_line} has it already"
 
 
 def _problem(path: str | Path, tree: yaml.Node | None, item: dict[str, object]) -> str:

@@ -9,6 +9,7 @@ EdgeloopError            anything the kit refuses; command lines print it and ex
 ├── CacheError           an engine cache that cannot be written or belongs to someone else
 ├── PoolError            a pool that is empty, damaged, full or unwritable
 ├── SinkError            a place for results that cannot be written
+├── ServerError          an address that cannot be served on
 ├── BackendError         an engine that is missing or refuses the graph
 │   └── DeviceLostError  a GPU that this process can no longer use
 └── MissingPackageError  an optional package that is not installed
@@ -55,6 +56,10 @@ class PoolError(EdgeloopError):
 
 class SinkError(EdgeloopError):
     """Results cannot be written."""
+
+
+class ServerError(EdgeloopError):
+    """The HTTP server cannot listen."""
 
 
 class BackendError(EdgeloopError):

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runtime.config import EdgeConfig, load_config
+from runtime.config import EdgeConfig, ServerConfig, load_config
 from runtime.errors import ConfigError
 from tests.conftest import ROOT
 
@@ -29,12 +29,14 @@ def test_load_config__defaults(tmp_path: Path) -> None:
     assert config.model.engine == "auto"
     assert config.cameras["door"].fps is None
     assert config.collect is None
+    assert config.server is None
 
 
 def test_load_config__the_shipped_example_is_valid() -> None:
     config = load_config(ROOT / "deploy" / "edge.yaml")
     assert config.collect is not None
     assert {sink.kind for sink in config.sinks} == {"jsonl", "pictures"}
+    assert config.server == ServerConfig(), "the example shows the defaults"
 
 
 def test_load_config__tells_all_problems_with_their_lines(tmp_path: Path) -> None:
@@ -63,11 +65,52 @@ def test_load_config__tells_all_problems_with_their_lines(tmp_path: Path) -> Non
         ("", "no mapping"),
         (GOOD.replace("source:", "fps: max\n    source:"), "fps: max is for files"),
         (GOOD.replace("door", '"a/b"'), "cameras"),
+        (GOOD.replace("u:p@", "u:p w@"), r"edge\.yaml:5: cameras\.door\.source\.uri: an address holds no white space"),
+        (GOOD + "server: {port: 65536}\n", r"edge\.yaml:6: server\.port: Input should be less than or equal to 65535"),
+        (GOOD + "server: {prot: 80}\n", r"server\.prot: unknown key"),
     ],
 )
 def test_load_config__refuses(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load(tmp_path, text)
+
+
+def test_load_config__an_empty_server_block_serves_at_the_defaults(tmp_path: Path) -> None:
+    config = load(tmp_path, GOOD + "server: {}\n")
+    assert config.server is not None
+    assert (config.server.host, config.server.port) == ("127.0.0.1", 8080)
+
+
+def test_load_config__what_comes_twice_is_told_with_everything_else(tmp_path: Path) -> None:
+    text = GOOD + "  gate:\n    source: {kind: images, path: a, path: b}\n  door:\n    fps: -1\nmodel: {bundle: other}\n"
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, text)
+    told = str(caught.value)
+    for expected in (
+        "edge.yaml:7: cameras.gate.source.path: a key may come once; line 7 has it already",
+        "edge.yaml:8: cameras.door: camera names must differ; line 4 has it already",
+        "edge.yaml:10: model: a key may come once; line 2 has it already",
+        "cameras.door.source: Field required",
+    ):
+        assert expected in told, f"{expected!r} not in:\n{told}"
+
+
+def test_load_config__two_cameras_of_one_name_alone(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"1 problem;[^\n]*\n  .*edge\.yaml:6: cameras\.door: camera names must differ"):
+        load(tmp_path, GOOD + "  door:\n    source: {kind: simulated}\n")
+
+
+def test_load_config__aliases_are_no_second_keys(tmp_path: Path) -> None:
+    text = "x: &x {fps: 5}\ny: &y {source: {kind: simulated}}\nmodel: {bundle: b}\ncameras:\n  a: {<<: *x, <<: *y}\n  b: {<<: *y}\n"
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, text)
+    assert "2 problems" in str(caught.value), "only x and y are unknown"
+    assert "once" not in str(caught.value)
+
+
+def test_load_config__an_alias_that_leads_back_ends(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError):
+        load(tmp_path, "model: &m {bundle: b, more: *m}\ncameras: {}\n")
 
 
 def test_load_config__no_such_file(tmp_path: Path) -> None:

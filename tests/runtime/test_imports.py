@@ -24,6 +24,7 @@ def modules_after(program: str) -> set[str]:
         "import runtime; [getattr(runtime, name) for name in runtime.__all__]",
         "import runtime.daemon, runtime.bench, runtime.backends.onnxruntime, runtime.backends.openvino",
         "import runtime.signature, runtime.tensorrt.engine_cache",
+        "import runtime.server.thread, runtime.server.app, runtime.exposition, runtime.telemetry.sampler, runtime.logs",
         "import edge.cli",
         "import converters.cli",
         "import edge.cli\ntry:\n    edge.cli.program.app(['run', '--help'])\nexcept SystemExit:\n    pass",

@@ -1,0 +1,1 @@
+"""The daemon's HTTP side: `app` says what is served, `thread` serves it beside the frames."""

@@ -1,0 +1,1 @@
+"""Heat, power and memory of the device: one file a source, merged into one snapshot."""
