@@ -37,15 +37,21 @@ def run(
     """Runs the cameras of this device until they end or SIGTERM comes."""
     from runtime.config import load_config
     from runtime.daemon import Daemon
+    from runtime.errors import DeviceLostError
     from runtime.logs import configure_logging
+    from runtime.restart import restart_process
     from runtime.sources.uri import redacted_values
 
     configure_logging(log_format)
     loaded = load_config(config)
     resolved = json.dumps(redacted_values(loaded.model_dump(mode="json")))
     logging.getLogger(__name__).info("configuration: %s", resolved)
-    daemon = Daemon(loaded)
-    summary = daemon.run()
+    daemon = Daemon(loaded, reread=lambda: load_config(config))
+    try:
+        summary = daemon.run()
+    except DeviceLostError as error:
+        restart_process(error)
+        raise
     typer.echo(json.dumps(summary, indent=2) if as_json else _run_table(summary))
     if daemon.failed:
         raise typer.Exit(2)

@@ -16,7 +16,6 @@ import random
 import threading
 import time
 from collections import Counter
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,10 +25,9 @@ from runtime.errors import SourceError, SourceRefusedError
 from runtime.frame import Frame
 from runtime.queues import BoundedQueue
 from runtime.sources import Source, open_source
+from runtime.status import CameraState
 
 log = logging.getLogger(__name__)
-
-State = Literal["starting", "running", "stalled", "reconnecting", "failed", "ended"]
 
 _FALLBACK_FPS = 10.0  # for files that do not tell their own rate
 # A camera that reboots must be back within seconds of its return, so the pause never grows beyond two; jitter keeps
@@ -76,7 +74,7 @@ class Capture:
         self.last_frame_wall_s: float | None = None
         self.size_wh: tuple[int, int] | None = None
         self.reason = ""
-        self._state: State = "starting"
+        self._state: CameraState = "starting"
         self._changed = changed
         self._source: Source | None = None if config.live else open_source(config.source)
         self.lossless = config.fps == FPS_MAX
@@ -114,11 +112,16 @@ class Capture:
         return self.queue.finished
 
     @property
-    def state(self) -> State:
+    def state(self) -> CameraState:
         """Where it is; silence is seen from outside, since a thread that waits in a driver cannot tell."""
         if self._state == "running" and not self.lossless and self.silence_s > self._stalled_after_s:
             return "stalled"
         return self._state
+
+    @property
+    def fps(self) -> float:
+        """Frames a second that come, lately; 0 while none do."""
+        return 1 / self.interval_s if self.interval_s and self.state == "running" else 0.0
 
     @property
     def silence_s(self) -> float:

@@ -7,18 +7,13 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from runtime.errors import ConfigError
 from runtime.pool import DEFAULT_QUOTA_BYTES
 from runtime.sources.gstreamer import csi_pipeline
 from runtime.sources.uri import is_live
 from runtime.sources.video import OPEN_TIMEOUT_S, READ_TIMEOUT_S
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-
-from runtime.errors import ConfigError
-from runtime.pool import DEFAULT_QUOTA_BYTES
-from runtime.sources.uri import is_live
 from runtime.yaml_keys import DuplicateKey, duplicate_keys
 
 FPS_MAX = "max"
@@ -156,6 +151,7 @@ class ModelConfig(_Strict):
     precision: Literal["auto", "fp32", "fp16", "int8"] = "auto"
     threads: int = Field(default=0, ge=0, le=256)  # 0: as many as this process may use
     confidence: Unit | dict[str, Unit] | None = None
+    batch: Annotated[int, Field(ge=1, le=256)] | Literal["auto"] = "auto"
     batch_wait_ms: float = Field(default=5.0, ge=0, le=1000)
     reload_s: float = Field(default=1.0, gt=0, le=3600)
 

@@ -11,19 +11,26 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from runtime.annotator import Annotator
 from runtime.capture import Capture
 from runtime.collector import Collector
-from runtime.config import FPS_MAX, EdgeConfig
+from runtime.config import FPS_MAX, EdgeConfig, ServerConfig
 from runtime.errors import BackendError, DeviceLostError, EdgeloopError, SinkError
 from runtime.ledger import Ledger
-from runtime.metrics import peak_resident_bytes, resident_bytes
 from runtime.outlet import Outlet
-from runtime.pipeline import Batch, Pipeline
+from runtime.pipeline import Batch, Pipeline, Result
+from runtime.reports import Reports
 from runtime.scheduler import Scheduler
 from runtime.sinks import Sink, open_sink
 from runtime.swap import BundleWatcher, load_pipeline
+from runtime.systemd import Notifier, watchdog_interval_s
+from runtime.telemetry.sampler import TelemetrySampler
+
+if TYPE_CHECKING:  # those who serve import them
+    from runtime.exposition import Exposition
+    from runtime.server.thread import Server
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +38,7 @@ _REPORT_S = 60.0
 _JUMP_S = 2.0  # NTP slews smaller differences
 # Within systemd's and Kubernetes' patience, and within five seconds in sum.
 _CAPTURES_END_S, _SINKS_END_S = 1.5, 2.5
+_STUCK_S = 10.0  # frames wait and none has a result for so long: the engine hangs
 _ENGINE_TRIES = 3  # failures in a row until the process gives up; the service manager starts it again
 
 
@@ -38,19 +46,14 @@ class Daemon:
     """Runs the cameras of one device through one model until they end or it is told to stop."""
 
     def __init__(self, config: EdgeConfig, reread: Callable[[], EdgeConfig] | None = None) -> None:
-        """`reread` gives the configuration anew on SIGHUP; without it SIGHUP only looks for a new bundle."""
+        """`reread` gives the configuration anew on SIGHUP; without it SIGHUP only loads the bundle again."""
         self._config, self._reread = config, reread
         self._should_exit, self._should_reload = threading.Event(), threading.Event()
         self._changed = threading.Event()
-        self._ledger = Ledger()
-        self._swaps: list[str] = []
+        self._notifier, self._watchdog_s = Notifier(), watchdog_interval_s()
         self._engine_failures = 0
-        self._started_s = time.monotonic()
-        self._reported_s = self._started_s
+        self._fed_s = self._flowed_s = self._reported_s = time.monotonic()
         self._clock_offset_s = time.time() - time.monotonic()
-        self._first_frame_s: float | None = None
-        self._elapsed_s: float | None = None
-        self._resident_bytes = 0
 
     def run(self) -> dict[str, object]:
         """Starts, runs and stops; returns the summary that `edge run` prints.
@@ -64,8 +67,13 @@ class Daemon:
         try:
             with self._signals():
                 self._main_loop()
-        finally:
+        except DeviceLostError:
+            self._shutdown(engine=False)  # a context that is gone may hang whoever frees it
+            raise
+        except BaseException:
             self._shutdown()
+            raise
+        self._shutdown()
         if self._outlet.error is not None:
             raise SinkError(
                 f"the sinks failed ({self._outlet.error!r}) and the daemon ended; please report this"
@@ -85,7 +93,7 @@ class Daemon:
         config = self._config
         # Cheap things that can be wrong come first, so that a wrong path is told in milliseconds.
         self._captures = {name: Capture(name, camera, self._changed) for name, camera in config.cameras.items()}
-        self._pipeline = load_pipeline(config.model)
+        self._pipeline = load_pipeline(config.model, len(config.cameras))
         bundle, thresholds = self._pipeline.bundle, self._pipeline.thresholds
         self._annotator = Annotator(config.cameras, min((thresholds.confidence, *thresholds.by_class)))
         self._collector = Collector(config.collect) if config.collect else None
@@ -94,17 +102,35 @@ class Daemon:
         self._outlet = Outlet(
             [*sinks, self._collector] if self._collector else sinks, self._annotator.annotate, lossless=lossless
         )
-        self._watcher = BundleWatcher(config.model, self._pipeline)
+        self._watcher = BundleWatcher(config.model, self._pipeline, len(config.cameras))
         self._scheduler = Scheduler(self._pipeline, config.model.batch_wait_ms / 1e3, self._changed)
         self._scheduler.watch(list(self._captures.values()))
-        for capture in self._captures.values():
-            capture.start()
-        self._outlet.start()
-        self._watcher.start()
-        self._scheduler.start()
-        self._started_s = self._reported_s = time.monotonic()
+        self._telemetry = TelemetrySampler() if config.server else None
+        self._reports = Reports(
+            Ledger(), self._captures, self._pipeline, self._scheduler, self._outlet, self._collector, self._watcher,
+            self._telemetry,
+        )  # fmt: skip
+        self._exposition: Exposition | None = None
+        self._server: Server | None = None
+        if config.server:
+            self._exposition, self._server = self._open_server(config.server)
+        for part in (*self._captures.values(), self._outlet, self._watcher, self._scheduler, self._telemetry):
+            if part is not None:
+                part.start()
+        self._reports.state = "running"
         backend = self._pipeline.backend
         log.info("running bundle %s, %s on %s", bundle.digest[:16], backend.precision, backend.engine)
+        self._notifier.ready(f"{len(self._captures)} cameras, bundle {bundle.digest[:16]}")
+
+    def _open_server(self, config: ServerConfig) -> tuple[Exposition, Server]:
+        from runtime.exposition import Exposition  # with its libraries a fifth of a second that only those who serve pay
+        from runtime.server.app import Endpoints
+        from runtime.server.thread import Server
+
+        exposition = Exposition(self._reports.status)
+        server = Server(config.host, config.port, Endpoints(self._reports.status, self._progressing, exposition.render))
+        server.start()
+        return exposition, server
 
     def _main_loop(self) -> None:
         while not self._should_exit.is_set():
@@ -126,13 +152,23 @@ class Daemon:
         finally:
             self._scheduler.done()
         self._engine_failures = 0
+        self._flowed_s = time.monotonic()
         for result in results:
-            self._ledger.add(result)
+            self._count(result)
             if not self._outlet.put(result):
                 self.stop()
-        if self._first_frame_s is None:
-            self._first_frame_s = time.time() - _process_began_s()
-            log.info("first frame done, %.2f s after the process began", self._first_frame_s)
+        if self._reports.first_frame_s is None:
+            self._reports.first_frame_s = time.time() - _process_began_s()
+            log.info("first frame done, %.2f s after the process began", self._reports.first_frame_s)
+
+    def _count(self, result: Result) -> None:
+        self._reports.ledger.add(result)
+        if self._exposition:
+            camera = result.frame.camera
+            self._exposition.observe(camera, "preprocess", result.preprocess_s)
+            self._exposition.observe(camera, "infer", result.infer_s)
+            self._exposition.observe(camera, "postprocess", result.postprocess_s)
+            self._exposition.observe_age(camera, result.age_s)
 
     def _keep_house(self) -> None:
         """What is looked at between two batches."""
@@ -146,9 +182,24 @@ class Daemon:
         if abs(jump_s) > _JUMP_S:
             self._clock_offset_s += jump_s
             log.warning("the system's clock was set by %+.0f s; ages and pacing do not follow it, times in results do", jump_s)
+        if self._watchdog_s and now_s - self._fed_s >= self._watchdog_s and self._flowed_s > self._fed_s:
+            self._notifier.watchdog()
+            self._fed_s = now_s
         if now_s - self._reported_s >= _REPORT_S:
             self._reported_s = now_s
             log.info("%s", self.summary())
+            self._notifier.status(
+                f"{self.summary()['frames_per_s']} frames/s; {'; '.join(self._troubles()) or 'all cameras run'}"
+            )
+
+    def _progressing(self) -> bool:
+        """Whether frames flow; while no camera gives any, whether at least the loop turns."""
+        silent_s = time.monotonic() - self._flowed_s
+        waiting = any(len(capture.queue) for capture in self._captures.values())
+        return silent_s < _STUCK_S or not waiting
+
+    def _troubles(self) -> list[str]:
+        return self._reports.status().troubles()
 
     def _hand_over_to(self, pipeline: Pipeline) -> None:
         """Batches come in order: with the first one of a new model the old one has run its last."""
@@ -156,7 +207,8 @@ class Daemon:
             return
         old, self._pipeline = self._pipeline, pipeline
         old.close()
-        self._swaps.append(pipeline.bundle.digest)
+        self._reports.pipeline = pipeline
+        self._reports.swaps.append(pipeline.bundle.digest)
         log.info("took over bundle %s", pipeline.bundle.digest[:16])
 
     def _survive(self, batch: Batch, error: BackendError) -> None:
@@ -166,102 +218,82 @@ class Daemon:
             BackendError: it failed too often, or the device is gone.
         """
         for row in batch.rows:
-            self._ledger.drop(row.frame.camera, "engine")
+            self._reports.ledger.drop(row.frame.camera, "engine")
         self._engine_failures += 1
         if isinstance(error, DeviceLostError) or self._engine_failures >= _ENGINE_TRIES:
             raise error
         log.error("the engine failed and is loaded again: %s", error)
-        self._scheduler.switch(load_pipeline(self._config.model))
+        self._scheduler.switch(load_pipeline(self._config.model, len(self._captures)))
 
     def _reload(self) -> None:
         """Reads the configuration again: cameras and model follow it, the rest needs a restart."""
+        self._notifier.reloading()
+        self._reports.state = "reloading"
         try:
-            config = self._reread() if self._reread else self._config
-            added = {
-                name: Capture(name, camera, self._changed)
-                for name, camera in config.cameras.items() if self._config.cameras.get(name) != camera
-            }  # fmt: skip
-            self._annotator.watch(config.cameras)
+            self._take_over(self._reread() if self._reread else self._config)
         except EdgeloopError as error:
             log.error("the configuration was not taken over, the old one goes on: %s", error)
-            return
-        for key in ("sinks", "collect"):
-            if getattr(config, key) != getattr(self._config, key):
-                log.warning("`%s` has changed; restart the daemon for it", key)
+        self._reports.state = "running"
+        self._notifier.ready(f"{len(self._captures)} cameras, bundle {self._pipeline.bundle.digest[:16]}")
+
+    def _take_over(self, config: EdgeConfig) -> None:
+        old = self._config
+        added = {
+            name: Capture(name, camera, self._changed)
+            for name, camera in config.cameras.items() if old.cameras.get(name) != camera
+        }  # fmt: skip
+        self._annotator.watch(config.cameras)
+        if (config.sinks, config.collect, config.server) != (old.sinks, old.collect, old.server):
+            log.warning("sinks, collect and server are only read at the start; restart the daemon for them")
         self._replace(added, set(self._captures) - set(config.cameras))
-        if config.model != self._config.model or not self._reread:
-            self._watcher.reconfigure(config.model)
+        if config.model != old.model or not self._reread:
+            self._watcher.reconfigure(config.model, len(config.cameras))
         self._config = config
         log.info("configuration read again: %d cameras", len(self._captures))
 
     def _replace(self, added: dict[str, Capture], removed: set[str]) -> None:
-        gone = [self._captures.pop(name) for name in [*self._captures] if name in removed or name in added]
+        gone = [capture for name, capture in self._captures.items() if name in removed or name in added]
         for capture in gone:
             capture.ask_to_stop()
-        self._captures |= added
+        kept = {name: capture for name, capture in self._captures.items() if capture not in gone}
+        self._captures = self._reports.captures = kept | added  # a new dict: the server's thread may be reading the old one
         self._scheduler.watch(list(self._captures.values()))
         for capture in gone:
             capture.stop(_CAPTURES_END_S)
-        self._ledger.retire(gone)
+        self._reports.ledger.retire(gone)
         for capture in added.values():
-            capture.follow(self._ledger.read(capture.name, None), self._ledger.last_epoch(capture.name))
+            capture.follow(self._reports.ledger.read(capture.name, None), self._reports.ledger.last_epoch(capture.name))
             capture.start()
 
-    def _shutdown(self) -> None:
+    def _shutdown(self, *, engine: bool = True) -> None:
+        self._reports.state = "stopping"
+        self._notifier.stopping()
         for capture in self._captures.values():
             capture.ask_to_stop()
         for frame in self._scheduler.stop():
-            self._ledger.drop(frame.camera, "shutdown")
+            self._reports.ledger.drop(frame.camera, "shutdown")
         until_s = time.monotonic() + _CAPTURES_END_S
         for capture in self._captures.values():
             capture.stop(max(0.0, until_s - time.monotonic()))
             while capture.queue.get(timeout_s=0) is not None:
-                self._ledger.drop(capture.name, "shutdown")
-        self._watcher.stop()
+                self._reports.ledger.drop(capture.name, "shutdown")
         lossless = all(capture.lossless for capture in self._captures.values())
         self._outlet.close(None if lossless and not self._should_exit.is_set() else _SINKS_END_S)
-        self._elapsed_s = time.monotonic() - self._started_s
-        self._resident_bytes = resident_bytes()  # with the model loaded, as it ran
-        self._pipeline.close()
+        self._reports.end()
+        for part in (self._watcher, self._telemetry, self._server):
+            if part is not None:
+                part.stop()
+        if engine:
+            self._pipeline.close()
 
     @property
     def failed(self) -> bool:
         """Whether a camera stopped because its source was broken, or results were lost because a sink failed."""
-        lost = self._outlet.failed + (self._collector.failed if self._collector else 0)
-        return lost > 0 or any(capture.error is not None for capture in self._captures.values())
+        return self._reports.failed
 
     def summary(self) -> dict[str, object]:
-        """Counts and latencies so far. For every camera, read = processed + dropped, whatever happened."""
-        elapsed_s = time.monotonic() - self._started_s if self._elapsed_s is None else self._elapsed_s
-        processed = sum(self._ledger.processed.values())
-        names = [*self._captures, *(name for name in self._ledger.cameras() if name not in self._captures)]
-        return {
-            "cameras": {name: self._counts(name) for name in names},
-            "elapsed_s": round(elapsed_s, 3),
-            "frames_per_s": round(processed / max(elapsed_s, 1e-9), 2),
-            "detections": self._ledger.detections,
-            "latency": {stage: durations.summary().as_dict() for stage, durations in self._ledger.durations.items()},
-            "resident_mb": round((self._resident_bytes or resident_bytes()) / 1e6, 1),
-            "peak_resident_mb": round(peak_resident_bytes() / 1e6, 1),
-            "first_frame_s": None if self._first_frame_s is None else round(self._first_frame_s, 3),
-            "collected": self._collector.kept if self._collector else 0,
-            "not_collected": self._collector.failed if self._collector else 0,
-            "sink_results_dropped": self._outlet.dropped,
-            "sink_results_failed": self._outlet.failed,
-            "bundles_refused": self._watcher.failed,
-            "swaps": [digest[:16] for digest in self._swaps],
-            "bundle": self._pipeline.bundle.digest[:16],
-            "engine": self._pipeline.backend.engine,
-            "precision": self._pipeline.backend.precision,
-        }
-
-    def _counts(self, name: str) -> dict[str, object]:
-        capture = self._captures.get(name)
-        return {
-            "read": self._ledger.read(name, capture),
-            "processed": self._ledger.processed[name],
-            "dropped": self._ledger.dropped(name, capture, self._scheduler.dropped.get(name, {})),
-        }
+        """See `Reports.summary`."""
+        return self._reports.summary()
 
     @contextmanager
     def _signals(self) -> Iterator[None]:

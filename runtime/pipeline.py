@@ -114,7 +114,9 @@ class Pipeline:
 
         Args:
             bundle: the release.
-            engine, precision, threads: as of `open_backend`.
+            engine: as of `open_backend`.
+            precision: the same.
+            threads: the same.
             confidence: replaces the release's own threshold, for all classes or by class name.
             batch: 1; or how many frames one run may take; or `auto`: as many as the release has a file for, if it was
                 measured here to be faster than one by one.

@@ -19,13 +19,16 @@ log = logging.getLogger(__name__)
 _Place = tuple[Path, tuple[tuple[str, int, int], ...]]
 
 
-def load_pipeline(config: ModelConfig) -> Pipeline:
+def load_pipeline(config: ModelConfig, cameras: int = 1) -> Pipeline:
     """Opens, verifies, loads and warms the configured bundle; no engine sees one that the trust key did not sign.
+
+    A lone camera has no use for batches.
 
     Raises like `Bundle.open`, `verify_bundle` and `open_backend`.
     """
     bundle = verify_bundle(config.bundle, config.trust_key) if config.trust_key else Bundle.open(config.bundle)
-    return Pipeline.load(bundle, config.engine, config.precision, config.threads, config.confidence)
+    batch = 1 if cameras == 1 else config.batch
+    return Pipeline.load(bundle, config.engine, config.precision, config.threads, config.confidence, batch)
 
 
 class BundleWatcher:
@@ -39,8 +42,8 @@ class BundleWatcher:
         refused: why the last one was.
     """
 
-    def __init__(self, config: ModelConfig, running: Pipeline) -> None:
-        self._config = config
+    def __init__(self, config: ModelConfig, running: Pipeline, cameras: int = 1) -> None:
+        self._config, self._cameras = config, cameras
         self._seen = _place(config.bundle)
         self._digest = running.bundle.digest
         self._classes = running.bundle.manifest.classes
@@ -56,9 +59,9 @@ class BundleWatcher:
         """Starts looking."""
         self._thread.start()
 
-    def reconfigure(self, config: ModelConfig) -> None:
+    def reconfigure(self, config: ModelConfig, cameras: int) -> None:
         """Loads anew with another configuration, at once."""
-        self._config, self._seen, self._digest = config, None, ""
+        self._config, self._cameras, self._seen, self._digest = config, cameras, None, ""
         self._wake.set()
 
     def take(self) -> Pipeline | None:
@@ -86,7 +89,7 @@ class BundleWatcher:
 
     def _load(self) -> None:
         try:
-            pipeline = load_pipeline(self._config)
+            pipeline = load_pipeline(self._config, self._cameras)
             if pipeline.bundle.digest == self._digest:  # copied over itself
                 pipeline.close()
                 return

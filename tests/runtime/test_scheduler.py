@@ -4,19 +4,24 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from numpy.typing import NDArray
 
+from converters.graph_cleanup import with_batch
+from runtime.backends import open_model
 from runtime.bundle import Bundle
 from runtime.capture import Capture
 from runtime.config import CameraConfig
 from runtime.frame import Frame
-from runtime.pipeline import Batch, Pipeline
+from runtime.pipeline import Pipeline
 from runtime.preprocess import PAD_VALUE
 from runtime.scheduler import Scheduler
+from runtime.sources.simulated import Line
 
 
 @pytest.fixture
@@ -26,16 +31,16 @@ def pipeline(bundle: Bundle) -> Iterator[Pipeline]:
     pipeline.close()
 
 
-class Wide(Pipeline):
-    """The same model, four rows wide: what a bundle with a file for batch 4 gives."""
-
-    batch = 4
-
-    def prepare(self, frames: Any, regions: Any = {}) -> Batch:  # noqa: B006
-        inputs = [row for frame in frames for row in [super(Wide, self).prepare([frame], regions)]]
-        for batch in inputs:
-            self._free.append(batch.inputs)
-        return Batch(self, inputs[0].inputs, [batch.rows[0] for batch in inputs])
+@pytest.fixture
+def wide(bundle: Bundle, tmp_path: Path) -> Iterator[Pipeline]:
+    """The same model with a file for four frames beside the one for one."""
+    path = tmp_path / "batch4.onnx"
+    onnx.save(with_batch(onnx.load(bundle.model_path("fp32")), 4), path)
+    model = open_model("onnxruntime", path, "fp32", 1)
+    alone = open_model("onnxruntime", bundle.model_path("fp32"), "fp32", 1)
+    pipeline = Pipeline(bundle, alone, bundle.thresholds, model)
+    yield pipeline
+    pipeline.close()
 
 
 @pytest.fixture
@@ -68,8 +73,7 @@ def drain(scheduler: Scheduler, most: int, busy_s: float = 0.0) -> list[list[Fra
     while len(batches) < most and not scheduler.finished:
         if batch := scheduler.take():
             time.sleep(busy_s)
-            if type(batch.pipeline) is Pipeline:
-                batch.pipeline.run(batch)
+            batch.pipeline.run(batch)
             scheduler.done()
             batches.append([row.frame for row in batch.rows])
     return batches
@@ -85,16 +89,14 @@ def test_scheduler__overloaded_cameras_get_the_same_share_whatever_their_rates(
     assert min(served.values()) >= 0.8 * max(served.values())
 
 
-def test_scheduler__a_batch_has_one_frame_of_each_camera(pipeline: Pipeline, start: Callable[..., Scheduler]) -> None:
-    wide = Wide(pipeline.bundle, pipeline.backend, pipeline.thresholds)
+def test_scheduler__a_batch_has_one_frame_of_each_camera(wide: Pipeline, start: Callable[..., Scheduler]) -> None:
     cameras = {name: simulated(fps=100.0) for name in ("a", "b", "c")}
     batches = drain(start(wide, cameras, wait_s=0.05), 20, busy_s=0.02)
     assert all(len({frame.camera for frame in batch}) == len(batch) <= 3 for batch in batches)
     assert max(len(batch) for batch in batches) == 3
 
 
-def test_scheduler__a_lone_frame_does_not_wait_for_ever(pipeline: Pipeline, start: Callable[..., Scheduler]) -> None:
-    wide = Wide(pipeline.bundle, pipeline.backend, pipeline.thresholds)
+def test_scheduler__a_lone_frame_does_not_wait_for_ever(wide: Pipeline, start: Callable[..., Scheduler]) -> None:
     scheduler = start(wide, {"fast": simulated(fps=20.0), "slow": simulated(fps=0.1)}, wait_s=0.02)
     batches = drain(scheduler, 8)
     assert [len(batch) for batch in batches[2:]] == [1] * 6
@@ -149,3 +151,14 @@ def test_pipeline__a_region_is_looked_at_alone_and_boxes_lie_in_the_frame(pipeli
     assert (result.detections.xyxy[:, 0] >= 80).all()
     assert (result.detections.xyxy[:, 1] >= 60).all()
     assert (result.detections.xyxy[:, 2] <= 160).all()
+
+
+def test_pipeline__a_wide_batch_gives_what_frames_give_alone(wide: Pipeline) -> None:
+    frames = [Frame(Line(1, (96, 64)).image(index * 7), f"cam{index}", 0, time.monotonic(), time.time()) for index in range(3)]
+    together = wide.run(wide.prepare(frames))
+    for frame, result in zip(frames, together, strict=True):
+        alone = wide.process(frame)
+        assert result.frame is frame
+        np.testing.assert_array_equal(result.detections.class_id, alone.detections.class_id)
+        np.testing.assert_allclose(result.detections.xyxy, alone.detections.xyxy, atol=0.05)
+        np.testing.assert_allclose(result.embedding, alone.embedding, atol=1e-4)
