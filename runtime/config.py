@@ -45,6 +45,13 @@ class VideoConfig(_Strict):
     open_timeout_s: _TimeoutS = OPEN_TIMEOUT_S
     read_timeout_s: _TimeoutS = READ_TIMEOUT_S
 
+    @field_validator("uri")
+    @classmethod
+    def _an_address_ends_at_white_space(cls, uri: str) -> str:
+        if "://" in uri and any(character.isspace() for character in uri):  # else logs could not tell where a password ends
+            raise ValueError("an address holds no white space; write a blank in it as %20")
+        return uri
+
     @property
     def live(self) -> bool:
         """Whether frames that nobody takes are gone."""
@@ -59,13 +66,6 @@ class GStreamerConfig(_Strict):
     live: bool = True
     open_timeout_s: _TimeoutS = 2 * OPEN_TIMEOUT_S  # starting a driver takes longer than a handshake
     read_timeout_s: _TimeoutS = READ_TIMEOUT_S
-
-    @field_validator("uri")
-    @classmethod
-    def _an_address_ends_at_white_space(cls, uri: str) -> str:
-        if "://" in uri and any(character.isspace() for character in uri):  # else logs could not tell where a password ends
-            raise ValueError("an address holds no white space; write a blank in it as %20")
-        return uri
 
 
 class SimulatedConfig(_Strict):

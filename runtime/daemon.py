@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 
 from runtime.annotator import Annotator
 from runtime.capture import Capture
+from runtime.clock import ClockWatch
 from runtime.collector import Collector
-from runtime.config import FPS_MAX, EdgeConfig, ServerConfig
+from runtime.config import FPS_MAX, EdgeConfig, ModelConfig, ServerConfig
 from runtime.errors import BackendError, DeviceLostError, EdgeloopError, SinkError
 from runtime.ledger import Ledger
 from runtime.outlet import Outlet
@@ -35,7 +36,6 @@ if TYPE_CHECKING:  # those who serve import them
 log = logging.getLogger(__name__)
 
 _REPORT_S = 60.0
-_JUMP_S = 2.0  # NTP slews smaller differences
 # Within systemd's and Kubernetes' patience, and within five seconds in sum.
 _CAPTURES_END_S, _SINKS_END_S = 1.5, 2.5
 _STUCK_S = 10.0  # frames wait and none has a result for so long: the engine hangs
@@ -45,15 +45,26 @@ _ENGINE_TRIES = 3  # failures in a row until the process gives up; the service m
 class Daemon:
     """Runs the cameras of one device through one model until they end or it is told to stop."""
 
-    def __init__(self, config: EdgeConfig, reread: Callable[[], EdgeConfig] | None = None) -> None:
-        """`reread` gives the configuration anew on SIGHUP; without it SIGHUP only loads the bundle again."""
-        self._config, self._reread = config, reread
+    def __init__(
+        self,
+        config: EdgeConfig,
+        reread: Callable[[], EdgeConfig] | None = None,
+        load: Callable[[ModelConfig, int], Pipeline] = load_pipeline,
+    ) -> None:
+        """Nothing is opened before `run`.
+
+        Args:
+            config: the whole of edge.yaml.
+            reread: gives the configuration anew on SIGHUP; without it SIGHUP only loads the bundle again.
+            load: how a bundle becomes a pipeline, given how many cameras it serves.
+        """
+        self._config, self._reread, self._load = config, reread, load
         self._should_exit, self._should_reload = threading.Event(), threading.Event()
         self._changed = threading.Event()
         self._notifier, self._watchdog_s = Notifier(), watchdog_interval_s()
         self._engine_failures = 0
         self._fed_s = self._flowed_s = self._reported_s = time.monotonic()
-        self._clock_offset_s = time.time() - time.monotonic()
+        self._clock = ClockWatch()
 
     def run(self) -> dict[str, object]:
         """Starts, runs and stops; returns the summary that `edge run` prints.
@@ -93,7 +104,7 @@ class Daemon:
         config = self._config
         # Cheap things that can be wrong come first, so that a wrong path is told in milliseconds.
         self._captures = {name: Capture(name, camera, self._changed) for name, camera in config.cameras.items()}
-        self._pipeline = load_pipeline(config.model, len(config.cameras))
+        self._pipeline = self._load(config.model, len(config.cameras))
         bundle, thresholds = self._pipeline.bundle, self._pipeline.thresholds
         self._annotator = Annotator(config.cameras, min((thresholds.confidence, *thresholds.by_class)))
         self._collector = Collector(config.collect) if config.collect else None
@@ -178,9 +189,7 @@ class Daemon:
             self._should_reload.clear()
             self._reload()
         now_s = time.monotonic()
-        jump_s = time.time() - now_s - self._clock_offset_s
-        if abs(jump_s) > _JUMP_S:
-            self._clock_offset_s += jump_s
+        if jump_s := self._clock.jump_s():
             log.warning("the system's clock was set by %+.0f s; ages and pacing do not follow it, times in results do", jump_s)
         if self._watchdog_s and now_s - self._fed_s >= self._watchdog_s and self._flowed_s > self._fed_s:
             self._notifier.watchdog()
@@ -223,7 +232,7 @@ class Daemon:
         if isinstance(error, DeviceLostError) or self._engine_failures >= _ENGINE_TRIES:
             raise error
         log.error("the engine failed and is loaded again: %s", error)
-        self._scheduler.switch(load_pipeline(self._config.model, len(self._captures)))
+        self._scheduler.switch(self._load(self._config.model, len(self._captures)))
 
     def _reload(self) -> None:
         """Reads the configuration again: cameras and model follow it, the rest needs a restart."""

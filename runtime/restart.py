@@ -18,7 +18,7 @@ _HISTORY = "EDGELOOP_RESTARTS"  # Unix times of the latest, by comma
 _MOST, _WITHIN_S = 5, 600.0
 
 
-def restarts_left(now_s: float, environ: Mapping[str, str] | None = None) -> list[float] | None:
+def restarts(now_s: float, environ: Mapping[str, str] | None = None) -> list[float] | None:
     """The times of restarts in the last ten minutes, this one included; None when there were too many."""
     told = (os.environ if environ is None else environ).get(_HISTORY, "")
     before = [float(word) for word in told.split(",") if word.replace(".", "", 1).isdigit()]
@@ -28,7 +28,7 @@ def restarts_left(now_s: float, environ: Mapping[str, str] | None = None) -> lis
 
 def restart_process(error: Exception) -> None:
     """Begins this command line anew in this process; returns when it was done too often, and the caller gives up."""
-    history = restarts_left(time.time())
+    history = restarts(time.time())
     if history is None:
         log.error("%s; %d restarts within ten minutes did not help", error, _MOST)
         return

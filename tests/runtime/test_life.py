@@ -1,0 +1,340 @@
+"""The daemon's life: systemd, health, reload, engines that fail, ends that must come."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from runtime.bundle import Bundle
+from runtime.clock import ClockWatch
+from runtime.config import EdgeConfig
+from runtime.daemon import Daemon
+from runtime.errors import BackendError, DeviceLostError
+from runtime.pipeline import Batch, Pipeline, Result
+from runtime.restart import restarts
+from runtime.swap import load_pipeline
+from tests.conftest import ROOT
+from tests.runtime.test_daemon import changed_bundle, config, lines, wait
+from tests.servers import RtspServer, free_port, rtsp_missing
+
+
+def live(fps: float = 50.0, seed: int = 0) -> dict[str, Any]:
+    return {"source": {"kind": "simulated", "size_wh": [64, 64], "seed": seed}, "fps": fps}
+
+
+@pytest.fixture
+def started() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts `edge run` and ends it."""
+    running: list[subprocess.Popen[str]] = []
+
+    def start(folder: Path, content: dict[str, Any], **environment: str) -> subprocess.Popen[str]:
+        (folder / "edge.yaml").write_text(yaml.safe_dump(content))
+        command = [sys.executable, "-m", "edge.cli", "run", "--config", str(folder / "edge.yaml"), "--json"]
+        process = subprocess.Popen(
+            command, cwd=ROOT, env={**os.environ, **environment}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        running.append(process)
+        return process
+
+    yield start
+    for process in running:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+def frames(folder: Path) -> int:
+    path = folder / "results.jsonl"
+    return path.read_text().count("\n") if path.exists() else 0
+
+
+def test_edge_run__tells_systemd_and_feeds_the_watchdog_while_frames_flow(
+    bundle: Bundle, tmp_path: Path, started: Callable[..., subprocess.Popen[str]]
+) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(30)
+        told: list[str] = []
+
+        def hear(text: str) -> None:
+            while text not in told[-1:]:
+                told.append(manager.recv(4096).decode().split("\n")[0])
+
+        process = started(
+            tmp_path, config(bundle, tmp_path, cameras={"a": live()}),
+            NOTIFY_SOCKET=str(tmp_path / "notify"), WATCHDOG_USEC="400000",
+        )  # fmt: skip
+        hear("READY=1")
+        hear("WATCHDOG=1")
+        process.send_signal(signal.SIGHUP)
+        hear("RELOADING=1")
+        hear("READY=1")
+        process.send_signal(signal.SIGTERM)
+        hear("STOPPING=1")
+        assert process.wait(10) == 0
+
+
+def test_edge_run__no_watchdog_without_frames(
+    bundle: Bundle, tmp_path: Path, started: Callable[..., subprocess.Popen[str]]
+) -> None:
+    """frigate#7764: a process that looks healthy while no frame comes."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(2)
+        dead = {"source": f"rtsp://127.0.0.1:{free_port()}/x"}
+        started(
+            tmp_path, config(bundle, tmp_path, cameras={"dead": dead}),
+            NOTIFY_SOCKET=str(tmp_path / "notify"), WATCHDOG_USEC="200000",
+        )  # fmt: skip
+        told: list[str] = []
+        manager.settimeout(30)
+        while not told or "READY=1" not in told[-1]:
+            told.append(manager.recv(4096).decode())
+        manager.settimeout(2)
+        with pytest.raises(TimeoutError):
+            while "WATCHDOG=1" not in (message := manager.recv(4096).decode()):
+                told.append(message)
+            raise AssertionError("the watchdog was fed without a frame")
+
+
+def get(port: int, path: str) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def test_edge_run__health_metrics_and_status_of_good_and_bad_cameras(
+    bundle: Bundle, tmp_path: Path, started: Callable[..., subprocess.Popen[str]]
+) -> None:
+    port, dead = free_port(), free_port()
+    cameras = {"good": live(), "dead": {"source": f"rtsp://user:hunter2@127.0.0.1:{dead}/x"}}
+    process = started(tmp_path, config(bundle, tmp_path, cameras=cameras, server={"port": port}))
+    wait(lambda: frames(tmp_path) > 20)
+    wait(lambda: get(port, "/readyz")[0] == 200)
+    assert get(port, "/healthz")[0] == 200
+    status = json.loads(get(port, "/api/status")[1])
+    good, lost = status["cameras"]
+    assert (good["state"], lost["state"]) == ("running", "reconnecting")
+    assert "Connection refused" in lost["reason"]
+    assert good["last_frame_age_s"] < 5
+    assert lost["last_frame_age_s"] is None
+    assert status["model"]["bundle"] == bundle.digest
+    code, text = get(port, "/metrics")
+    assert code == 200
+    assert 'edgeloop_camera_up{camera="dead"} 0.0' in text
+    assert 'edgeloop_camera_up{camera="good"} 1.0' in text
+    assert 'edgeloop_stage_duration_seconds_count{camera="good",stage="infer"}' in text
+    assert 'edgeloop_frame_age_seconds_bucket{camera="good"' in text
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=10)
+    assert process.returncode == 0
+    assert "hunter2" not in out + err + json.dumps(status) + text
+
+
+def test_edge_run__a_taken_port_is_one_sentence(
+    bundle: Bundle, tmp_path: Path, started: Callable[..., subprocess.Popen[str]]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        process = started(tmp_path, config(bundle, tmp_path, cameras={"a": live()}, server={"port": port}))
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == 2
+    assert f"cannot serve on 127.0.0.1:{port}" in err.splitlines()[-1]
+
+
+def test_edge_run__sighup_takes_cameras_in_and_out_without_touching_the_others(
+    bundle: Bundle, tmp_path: Path, started: Callable[..., subprocess.Popen[str]]
+) -> None:
+    content = config(bundle, tmp_path, cameras={"stays": live(), "goes": live(seed=1)})
+    process = started(tmp_path, content)
+    wait(lambda: {"stays", "goes"} <= {line["camera"] for line in whole_lines(tmp_path)})
+    (tmp_path / "edge.yaml").write_text("model: [")
+    process.send_signal(signal.SIGHUP)  # a mistake changes nothing
+    before = frames(tmp_path)
+    wait(lambda: frames(tmp_path) > before + 20)
+    content["cameras"] = {"stays": live(), "comes": live(seed=2)}
+    (tmp_path / "edge.yaml").write_text(yaml.safe_dump(content))
+    process.send_signal(signal.SIGHUP)
+    wait(lambda: "comes" in {line["camera"] for line in whole_lines(tmp_path)[-20:]})
+    content["cameras"] = {"stays": live(), "goes": live(seed=1)}
+    (tmp_path / "edge.yaml").write_text(yaml.safe_dump(content))
+    process.send_signal(signal.SIGHUP)
+    wait(lambda: "comes" not in {line["camera"] for line in whole_lines(tmp_path)[-20:]})
+    wait(lambda: "goes" in {line["camera"] for line in whole_lines(tmp_path)[-20:]})
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=10)
+    summary = json.loads(out)
+    records = lines(tmp_path)
+    keys = [(record["camera"], record["frame"]) for record in records]
+    assert len(keys) == len(set(keys))
+    assert {record["epoch"] for record in records if record["camera"] == "stays"} == {0}
+    assert {record["epoch"] for record in records if record["camera"] == "goes"} == {0, 1}
+    for name, counts in summary["cameras"].items():
+        assert counts["read"] == counts["processed"] + sum(counts["dropped"].values()), name
+        assert counts["processed"] == sum(camera == name for camera, _ in keys)
+    assert "the configuration was not taken over" in err
+
+
+def whole_lines(folder: Path) -> list[dict[str, Any]]:
+    """Those that are written whole by now."""
+    path = folder / "results.jsonl"
+    text = path.read_text() if path.exists() else ""
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+
+def test_edge_run__ends_in_time_with_a_frozen_camera(
+    bundle: Bundle, tmp_path: Path, started: Callable[..., subprocess.Popen[str]]
+) -> None:
+    if missing := rtsp_missing():
+        pytest.skip(missing)
+    server = RtspServer()
+    try:
+        process = started(tmp_path, config(bundle, tmp_path, cameras={"frozen": {"source": server.url}, "a": live()}))
+        wait(lambda: {"frozen", "a"} <= {line["camera"] for line in whole_lines(tmp_path)})
+        server.freeze()
+        time.sleep(0.5)
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=8)  # five seconds, and what a busy machine adds
+    finally:
+        server.kill()
+    assert process.returncode == 0, err
+    assert json.loads(out)["cameras"]["a"]["processed"] == sum(line["camera"] == "a" for line in lines(tmp_path))
+
+
+class Failing(Pipeline):
+    """A pipeline whose engine fails at some runs; the rest is real."""
+
+    failures: Iterator[Exception | None]
+
+    def run(self, batch: Batch) -> list[Result]:
+        if error := next(self.failures, None):
+            self._free[id(batch.backend)].append(batch.inputs)
+            raise error
+        return super().run(batch)
+
+
+def failing(*failures: Exception | None) -> Callable[..., Pipeline]:
+    """Loads pipelines that share one list of failures, which begins after the warm-up."""
+    told = iter(failures)
+
+    def load(model: Any, cameras: int) -> Pipeline:
+        pipeline = load_pipeline(model, cameras)
+        broken = Failing.__new__(Failing)
+        broken.__dict__ = pipeline.__dict__
+        broken.failures = told
+        return broken
+
+    return load
+
+
+def test_run__an_engine_that_fails_in_the_middle_is_loaded_again(bundle: Bundle, tmp_path: Path) -> None:
+    broken = failing(None, None, BackendError("the engine coughs"), None, BackendError("and again"))
+    daemon = Daemon(EdgeConfig.model_validate(config(bundle, tmp_path)), load=broken)
+    summary: Any = daemon.run()
+    assert summary["cameras"]["line"] == {"read": 30, "processed": 28, "dropped": {"overload": 0, "shutdown": 0, "engine": 2}}
+    assert [line["frame"] for line in lines(tmp_path)] == [*range(2), 3, *range(5, 30)]
+
+
+def test_run__an_engine_that_fails_for_ever_ends_the_daemon(bundle: Bundle, tmp_path: Path) -> None:
+    daemon = Daemon(EdgeConfig.model_validate(config(bundle, tmp_path)), load=failing(*[BackendError("dead")] * 9))
+    with pytest.raises(BackendError, match="dead"):
+        daemon.run()
+
+
+def test_run__a_lost_device_ends_at_once_and_keeps_what_was_found(bundle: Bundle, tmp_path: Path) -> None:
+    daemon = Daemon(EdgeConfig.model_validate(config(bundle, tmp_path)), load=failing(None, DeviceLostError("gone"), None))
+    with pytest.raises(DeviceLostError):
+        daemon.run()
+    assert [line["frame"] for line in lines(tmp_path)] == [0]
+
+
+def test_restart_process__same_process_new_program_and_not_for_ever() -> None:
+    program = (
+        "import os, sys, logging; from runtime.restart import restart_process; from runtime.errors import DeviceLostError;"
+        "logging.basicConfig(); import runtime.restart as r; r.time.sleep = lambda s: None;"
+        "print(os.getpid(), sys.argv[1:], flush=True); restart_process(DeviceLostError('gone')); sys.exit(3)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, "a b"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 3
+    assert set(out.splitlines()) == {f"{process.pid} ['a b']"}
+    assert len(out.splitlines()) == 6
+    assert "5 restarts within ten minutes did not help" in err
+
+
+def test_restarts__old_ones_and_nonsense_do_not_count() -> None:
+    assert restarts(1000.0, {}) == [1000.0]
+    assert restarts(1000.0, {"EDGELOOP_RESTARTS": "1,x,999.5,2000"}) == [999.5, 1000.0]
+    assert restarts(1000.0, {"EDGELOOP_RESTARTS": "996,997,998,999,999.5"}) is None
+
+
+def test_clock_watch__tells_a_jump_once() -> None:
+    clock = ClockWatch(1000.0, 5.0)
+    assert clock.jump_s(1010.5, 15.0) == 0  # slewed
+    assert clock.jump_s(4620.0, 25.0) == pytest.approx(3600)
+    assert clock.jump_s(4630.0, 35.0) == 0
+    assert clock.jump_s(1030.0, 35.0) == pytest.approx(-3600)
+
+
+def test_run__swaps_with_failures_leak_nothing(bundle: Bundle, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """triton#8969: leaks on reload and on failed loads. Twelve here; benchmarks/swaps.py does 200."""
+    caplog.set_level(logging.INFO)
+    current = tmp_path / "current"
+    releases = [changed_bundle(bundle, tmp_path / f"r{index}", str(index)) for index in range(3)]
+    broken = Path(shutil.copytree(bundle.path, tmp_path / "broken"))
+    (broken / "model.fp32.onnx").write_bytes(b"no ONNX")
+    current.symlink_to(releases[0].path)
+    model = {"bundle": str(current), "threads": 1, "reload_s": 0.02, "engine": "onnxruntime", "precision": "fp32"}
+    daemon = Daemon(EdgeConfig.model_validate(config(bundle, tmp_path, cameras={"a": live(100.0)}, model=model)))
+    result: list[Any] = []
+    thread = threading.Thread(target=lambda: result.append(daemon.run()))
+    thread.start()
+    wait(lambda: frames(tmp_path) > 5)
+    descriptors = []
+    for number in range(12):
+        target = broken if number % 4 == 3 else releases[(number + 1) % 3].path
+        (tmp_path / "next").symlink_to(target)
+        (tmp_path / "next").replace(current)
+        told = "new bundle refused" if target == broken else "took over bundle"
+        count = caplog.text.count(told)
+        wait(lambda told=told, count=count: caplog.text.count(told) > count)
+        descriptors.append(len(list(Path("/proc/self/fd").iterdir())))
+    daemon.stop()
+    thread.join(30)
+    records = lines(tmp_path)
+    counts = result[0]["cameras"]["a"]
+    assert len({record["frame"] for record in records}) == len(records) == counts["processed"]
+    assert counts["read"] == counts["processed"] + sum(counts["dropped"].values())
+    assert (len(result[0]["swaps"]), result[0]["bundles_refused"]) == (9, 3)
+    assert max(descriptors[3:]) <= max(descriptors[:3]) + 1
+
+
+def test_run__lag_does_not_grow_under_overload(bundle: Bundle, tmp_path: Path) -> None:
+    """yolov5#4465: twenty seconds behind after an hour. Here the newest frame is served, and its age is told."""
+    cameras = {name: {**live(400.0, seed), "source": {**live()["source"], "frames": 1200}} for seed, name in enumerate("abc")}
+    run_summary: Any = Daemon(EdgeConfig.model_validate(config(bundle, tmp_path, cameras=cameras))).run()
+    ages = [line["age_ms"] for line in lines(tmp_path)]
+    quarter = len(ages) // 4
+    assert run_summary["cameras"]["a"]["dropped"]["overload"] > 0
+    early, late = sorted(ages[quarter : 2 * quarter])[quarter // 2], sorted(ages[-quarter:])[quarter // 2]
+    assert late < 5 * early
