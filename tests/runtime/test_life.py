@@ -131,7 +131,7 @@ def test_edge_run__health_metrics_and_status_of_good_and_bad_cameras(
     wait(lambda: get(port, "/readyz")[0] == 200)
     assert get(port, "/healthz")[0] == 200
     status = json.loads(get(port, "/api/status")[1])
-    good, lost = status["cameras"]
+    lost, good = status["cameras"]  # as YAML was written: by name
     assert (good["state"], lost["state"]) == ("running", "reconnecting")
     assert "Connection refused" in lost["reason"]
     assert good["last_frame_age_s"] < 5
