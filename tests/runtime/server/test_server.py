@@ -167,7 +167,7 @@ def test_stop__frees_the_port() -> None:
 
 
 def test_server__more_connections_than_allowed_are_refused_until_the_silent_ones_are_closed() -> None:
-    server = Server("127.0.0.1", 0, Endpoints(lambda: STATUS, lambda: True, lambda: (b"", "")), silent_s=1)
+    server = Server("127.0.0.1", 0, Endpoints(lambda: STATUS, lambda: True, lambda: (b"", "")), silent_s=2)
     server.start()
     silent = [socket.create_connection(("127.0.0.1", server.port), timeout=30) for _ in range(40)]
     assert ask(server, "/healthz")[0].status == 503
