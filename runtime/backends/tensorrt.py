@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 from runtime.backends.gpu import BYTES, TYPES, DeviceModel, GpuBackend, Tensor
 from runtime.cuda.driver import NO_GPU, Cuda, Stream
-from runtime.cuda.failures import failure_within
+from runtime.cuda.failures import lost_device
 from runtime.errors import BackendError
 from runtime.tensorrt.callbacks import process_logger
 from runtime.tensorrt.device import find_device
-from runtime.tensorrt.engine_cache import EngineRequest, engine_for
+from runtime.tensorrt.engine_cache import EngineCache, EngineRequest, engine_for
 from runtime.tensorrt.engine_from_onnx import FOREIGN, Precision, sentence
 from runtime.tensorrt.flavour import Flavour, load_flavour
 
@@ -45,41 +45,41 @@ def open_tensorrt(engine: str, model: Path, precision: str) -> GpuBackend:
     return GpuBackend(engine, precision, load)
 
 
-def loaded_engine(flavour: Flavour, request: EngineRequest) -> tensorrt.ICudaEngine:
+def loaded_engine(flavour: Flavour, request: EngineRequest, cache: EngineCache | None = None) -> tensorrt.ICudaEngine:
     """The engine of a request; a kept plan that does not load is built again. Needs a current CUDA context.
 
     Raises:
         BackendError, CacheError, MissingPackageError: as `engine_for`, or the new plan does not load either.
+        DeviceLostError: the GPU failed.
     """
-    try:
-        return deserialised(flavour, engine_for(request, flavour=flavour))
-    except PlanRefusedError as error:
-        log.warning("the kept engine of %s does not load and is built again: %s", request.onnx_path, error)
-        return deserialised(flavour, engine_for(request, flavour=flavour, afresh=True))
+    engine, told = deserialised(flavour, engine_for(request, cache, flavour))
+    if engine is None:
+        log.warning("the engine of %s does not load and is built again: %s", request.onnx_path, told)
+        engine, told = deserialised(flavour, engine_for(request, cache, flavour, afresh=True))
+    if engine is None:
+        raise BackendError(
+            f"{flavour.name} {flavour.version} does not load its own engine of {request.onnx_path}: {told}; "
+            "update the GPU's driver, or use another engine"
+        )
+    return engine
 
 
-class PlanRefusedError(BackendError):
-    """TensorRT does not load a plan; caught here, unless a plan that was just built is refused too."""
-
-
-def deserialised(flavour: Flavour, plan: bytes) -> tensorrt.ICudaEngine:
-    """The engine that a plan of this device holds.
+def deserialised(flavour: Flavour, plan: bytes) -> tuple[tensorrt.ICudaEngine | None, str]:
+    """The engine that a plan of this device holds, or None and why TensorRT does not load it.
 
     Raises:
-        PlanRefusedError: TensorRT does not load it.
         DeviceLostError: the GPU failed.
     """
     logger, told = process_logger(flavour.trt)
     told.clear()
+    engine = None
     try:
         engine = cast("tensorrt.ICudaEngine | None", flavour.trt.Runtime(logger).deserialize_cuda_engine(plan))
     except FOREIGN as error:
         told.errors.append(str(error))
-        engine = None
-    if engine is None:
-        refused = PlanRefusedError(f"{flavour.name} {flavour.version} does not load the plan: {sentence(told.errors)}")
-        raise failure_within(refused, told.errors)
-    return engine
+    if engine is None and (lost := lost_device(told.errors)):
+        raise lost
+    return engine, sentence(told.errors)
 
 
 class TensorRtModel:
@@ -122,7 +122,7 @@ class TensorRtModel:
 
     def _failed(self, what: str) -> BackendError:
         said = BackendError(f"TensorRT {what}: {sentence(self._told.errors)}; build the engine again, or use another one")
-        return failure_within(said, self._told.errors)
+        return lost_device(self._told.errors) or said
 
 
 def _shape(engine: tensorrt.ICudaEngine, name: str) -> tuple[int, ...]:
