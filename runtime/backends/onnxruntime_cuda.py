@@ -29,9 +29,9 @@ def open_onnxruntime_cuda(model: Path, precision: str) -> GpuBackend:
         MissingPackageError: onnxruntime is not installed.
         BackendError: there is no GPU, the provider cannot be had, or it refuses the graph.
     """
-    ort = provider_module()
     if find_device() is None:
         raise BackendError(f"{ENGINE} cannot run {model}: {NO_GPU}")
+    ort = provider_module()
 
     def load(_: Cuda, stream: Stream) -> DeviceModel:
         return CudaSession(ort, model, stream)

@@ -34,9 +34,9 @@ def open_tensorrt(engine: str, model: Path, precision: str) -> GpuBackend:
         BackendError: there is no GPU, or TensorRT refuses the graph, the GPU or the plan it has just built.
         CacheError: there is no place for the plan.
     """
-    flavour = load_flavour(engine)
     if find_device() is None:
         raise BackendError(f"{engine} cannot run {model}: {NO_GPU}")
+    flavour = load_flavour(engine)
     request = EngineRequest(model, cast(Precision, precision))
 
     def load(_: Cuda, stream: Stream) -> DeviceModel:
