@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # typings/tensorrt: the module itself is an extra
 log = logging.getLogger(__name__)
 
 _INPUT = "images"
+_LAST = 3  # messages of a failed call; one failure logs about as many
 _TYPE_NAMES = {"FLOAT": "float", "INT32": "int32", "INT64": "int64"}  # INT64 from 10 on; earlier ones give INT32 for it
 
 
@@ -71,15 +72,15 @@ def deserialised(flavour: Flavour, plan: bytes) -> tuple[tensorrt.ICudaEngine | 
         DeviceLostError: the GPU failed.
     """
     logger, told = process_logger(flavour.trt)
-    told.clear()
-    engine = None
+    before, engine = len(told.errors), None
     try:
         engine = cast("tensorrt.ICudaEngine | None", flavour.trt.Runtime(logger).deserialize_cuda_engine(plan))
     except FOREIGN as error:
         told.errors.append(str(error))
-    if engine is None and (lost := lost_device(told.errors)):
+    said = told.errors[before:]
+    if engine is None and (lost := lost_device(said)):
         raise lost
-    return engine, sentence(told.errors)
+    return engine, sentence(said)
 
 
 class TensorRtModel:
@@ -94,7 +95,6 @@ class TensorRtModel:
             BackendError: tensors of other types than the kit's graphs have, or no memory.
         """
         self._stream, (_, self._told) = stream, process_logger(flavour.trt)
-        self._told.clear()
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
         if _INPUT not in names:
             raise BackendError(f"the engine has no input {_INPUT!r} but {', '.join(names)}; convert the model again")
@@ -108,7 +108,6 @@ class TensorRtModel:
     def launch(self, images: int, outputs: Mapping[str, int]) -> None:
         """See `DeviceModel.launch`."""
         context = cast("tensorrt.IExecutionContext", self._context)
-        self._told.clear()
         for name, address in ((_INPUT, images), *outputs.items()):
             if not context.set_tensor_address(name, address):
                 raise self._failed(f"refuses the address of {name!r}")
@@ -121,8 +120,10 @@ class TensorRtModel:
         self._engine = None
 
     def _failed(self, what: str) -> BackendError:
-        said = BackendError(f"TensorRT {what}: {sentence(self._told.errors)}; build the engine again, or use another one")
-        return lost_device(self._told.errors) or said
+        # Not cleared before each call: the builder of another release collects in the same list.
+        last = self._told.errors[-_LAST:]
+        said = BackendError(f"TensorRT {what}: {sentence(last)}; build the engine again, or use another one")
+        return lost_device(last) or said
 
 
 def _shape(engine: tensorrt.ICudaEngine, name: str) -> tuple[int, ...]:
