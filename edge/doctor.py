@@ -18,6 +18,8 @@ _PACKAGES = (
     ("openvino", "cpu", "CPU engine, usually the faster one for INT8"),
     ("tensorrt", "tensorrt", "NVIDIA engine"),
     ("tensorrt-rtx", "tensorrt-rtx", "NVIDIA engine for RTX"),
+    ("onnxruntime-gpu", "gpu", "NVIDIA engine, without a plan to build"),
+    ("cuda-bindings", "cuda", "frames and buffers on the GPU"),
     ("onnx", "convert", "conversion"),
     ("nncf", "convert", "INT8"),
     ("torch", "train", "training and export"),

@@ -135,4 +135,5 @@ def _name(bundle: Bundle) -> str:
 
 
 def _installed_engine(device: Device) -> str:
-    return next((engine for engine in ("openvino", "onnxruntime") if engine in device.engines), "onnxruntime")
+    known = ("openvino", "onnxruntime", "onnxruntime-cuda", "tensorrt", "tensorrt-rtx")
+    return next((engine for engine in known if engine in device.engines), "onnxruntime")

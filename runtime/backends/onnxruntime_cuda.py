@@ -13,7 +13,7 @@ import numpy as np
 
 from runtime.backends.gpu import BYTES, TYPES, DeviceModel, GpuBackend, Tensor
 from runtime.cuda.driver import NO_GPU, Cuda, Stream
-from runtime.cuda.failures import failure_within
+from runtime.cuda.failures import lost_device
 from runtime.errors import BackendError, MissingPackageError, first_line
 from runtime.tensorrt.device import find_device
 
@@ -29,9 +29,9 @@ def open_onnxruntime_cuda(model: Path, precision: str) -> GpuBackend:
         MissingPackageError: onnxruntime is not installed.
         BackendError: there is no GPU, the provider cannot be had, or it refuses the graph.
     """
-    ort = provider_module()
     if find_device() is None:
         raise BackendError(f"{ENGINE} cannot run {model}: {NO_GPU}")
+    ort = provider_module()
 
     def load(_: Cuda, stream: Stream) -> DeviceModel:
         return CudaSession(ort, model, stream)
@@ -116,7 +116,7 @@ class CudaSession:
 
     def _failed(self, what: str, error: Exception) -> BackendError:
         said = BackendError(f"ONNX Runtime {what} {self._model} on the GPU: {first_line(error)}; convert the model again")
-        return failure_within(said, [str(error)])
+        return lost_device([str(error)]) or said
 
 
 def _options(ort: Any) -> Any:

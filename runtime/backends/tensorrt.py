@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 from runtime.backends.gpu import BYTES, TYPES, DeviceModel, GpuBackend, Tensor
 from runtime.cuda.driver import NO_GPU, Cuda, Stream
-from runtime.cuda.failures import failure_within
+from runtime.cuda.failures import lost_device
 from runtime.errors import BackendError
 from runtime.tensorrt.callbacks import process_logger
 from runtime.tensorrt.device import find_device
-from runtime.tensorrt.engine_cache import EngineRequest, engine_for
+from runtime.tensorrt.engine_cache import EngineCache, EngineRequest, engine_for
 from runtime.tensorrt.engine_from_onnx import FOREIGN, Precision, sentence
 from runtime.tensorrt.flavour import Flavour, load_flavour
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # typings/tensorrt: the module itself is an extra
 log = logging.getLogger(__name__)
 
 _INPUT = "images"
+_LAST = 3  # messages of a failed call; one failure logs about as many
 _TYPE_NAMES = {"FLOAT": "float", "INT32": "int32", "INT64": "int64"}  # INT64 from 10 on; earlier ones give INT32 for it
 
 
@@ -34,9 +35,9 @@ def open_tensorrt(engine: str, model: Path, precision: str) -> GpuBackend:
         BackendError: there is no GPU, or TensorRT refuses the graph, the GPU or the plan it has just built.
         CacheError: there is no place for the plan.
     """
-    flavour = load_flavour(engine)
     if find_device() is None:
         raise BackendError(f"{engine} cannot run {model}: {NO_GPU}")
+    flavour = load_flavour(engine)
     request = EngineRequest(model, cast(Precision, precision))
 
     def load(_: Cuda, stream: Stream) -> DeviceModel:
@@ -45,41 +46,41 @@ def open_tensorrt(engine: str, model: Path, precision: str) -> GpuBackend:
     return GpuBackend(engine, precision, load)
 
 
-def loaded_engine(flavour: Flavour, request: EngineRequest) -> tensorrt.ICudaEngine:
+def loaded_engine(flavour: Flavour, request: EngineRequest, cache: EngineCache | None = None) -> tensorrt.ICudaEngine:
     """The engine of a request; a kept plan that does not load is built again. Needs a current CUDA context.
 
     Raises:
         BackendError, CacheError, MissingPackageError: as `engine_for`, or the new plan does not load either.
+        DeviceLostError: the GPU failed.
     """
-    try:
-        return deserialised(flavour, engine_for(request, flavour=flavour))
-    except PlanRefusedError as error:
-        log.warning("the kept engine of %s does not load and is built again: %s", request.onnx_path, error)
-        return deserialised(flavour, engine_for(request, flavour=flavour, afresh=True))
+    engine, told = deserialised(flavour, engine_for(request, cache, flavour))
+    if engine is None:
+        log.warning("the engine of %s does not load and is built again: %s", request.onnx_path, told)
+        engine, told = deserialised(flavour, engine_for(request, cache, flavour, afresh=True))
+    if engine is None:
+        raise BackendError(
+            f"{flavour.name} {flavour.version} does not load its own engine of {request.onnx_path}: {told}; "
+            "update the GPU's driver, or use another engine"
+        )
+    return engine
 
 
-class PlanRefusedError(BackendError):
-    """TensorRT does not load a plan; caught here, unless a plan that was just built is refused too."""
-
-
-def deserialised(flavour: Flavour, plan: bytes) -> tensorrt.ICudaEngine:
-    """The engine that a plan of this device holds.
+def deserialised(flavour: Flavour, plan: bytes) -> tuple[tensorrt.ICudaEngine | None, str]:
+    """The engine that a plan of this device holds, or None and why TensorRT does not load it.
 
     Raises:
-        PlanRefusedError: TensorRT does not load it.
         DeviceLostError: the GPU failed.
     """
     logger, told = process_logger(flavour.trt)
-    told.clear()
+    before, engine = len(told.errors), None
     try:
         engine = cast("tensorrt.ICudaEngine | None", flavour.trt.Runtime(logger).deserialize_cuda_engine(plan))
     except FOREIGN as error:
         told.errors.append(str(error))
-        engine = None
-    if engine is None:
-        refused = PlanRefusedError(f"{flavour.name} {flavour.version} does not load the plan: {sentence(told.errors)}")
-        raise failure_within(refused, told.errors)
-    return engine
+    said = told.errors[before:]
+    if engine is None and (lost := lost_device(said)):
+        raise lost
+    return engine, sentence(said)
 
 
 class TensorRtModel:
@@ -94,7 +95,6 @@ class TensorRtModel:
             BackendError: tensors of other types than the kit's graphs have, or no memory.
         """
         self._stream, (_, self._told) = stream, process_logger(flavour.trt)
-        self._told.clear()
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
         if _INPUT not in names:
             raise BackendError(f"the engine has no input {_INPUT!r} but {', '.join(names)}; convert the model again")
@@ -108,7 +108,6 @@ class TensorRtModel:
     def launch(self, images: int, outputs: Mapping[str, int]) -> None:
         """See `DeviceModel.launch`."""
         context = cast("tensorrt.IExecutionContext", self._context)
-        self._told.clear()
         for name, address in ((_INPUT, images), *outputs.items()):
             if not context.set_tensor_address(name, address):
                 raise self._failed(f"refuses the address of {name!r}")
@@ -121,8 +120,10 @@ class TensorRtModel:
         self._engine = None
 
     def _failed(self, what: str) -> BackendError:
-        said = BackendError(f"TensorRT {what}: {sentence(self._told.errors)}; build the engine again, or use another one")
-        return failure_within(said, self._told.errors)
+        # Not cleared before each call: the builder of another release collects in the same list.
+        last = self._told.errors[-_LAST:]
+        said = BackendError(f"TensorRT {what}: {sentence(last)}; build the engine again, or use another one")
+        return lost_device(last) or said
 
 
 def _shape(engine: tensorrt.ICudaEngine, name: str) -> tuple[int, ...]:

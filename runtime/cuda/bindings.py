@@ -42,18 +42,14 @@ class Driver:
 class BindingsCuda:
     """See `Cuda`."""
 
-    def __init__(self) -> None:
-        """Takes the primary context of the first visible GPU.
+    def __init__(self, module: Any = None) -> None:
+        """Takes the primary context of the first visible GPU; `module` stands in for `cuda.bindings.driver`.
 
         Raises:
             MissingPackageError: cuda-bindings is not installed.
             BackendError: the driver refuses, or is older than the bindings.
         """
-        try:
-            from cuda.bindings import driver as module
-        except ImportError as error:
-            raise MissingPackageError("cuda-bindings", "cuda") from error
-        self._driver = call = Driver(module)
+        self._driver = call = Driver(module or _module())
         try:
             call("cuInit", 0)
         except RuntimeError as error:  # the bindings' own: no libcuda
@@ -88,6 +84,14 @@ class BindingsCuda:
         while self._modules:
             self._driver("cuModuleUnload", self._modules.pop())
         self._driver("cuDevicePrimaryCtxRelease", self._device)
+
+
+def _module() -> Any:
+    try:
+        from cuda.bindings import driver  # an extra: only devices with an NVIDIA GPU need it
+    except ImportError as error:
+        raise MissingPackageError("cuda-bindings", "cuda") from error
+    return driver
 
 
 class _Buffer:

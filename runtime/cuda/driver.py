@@ -6,7 +6,7 @@ Every method raises `BackendError`, or `DeviceLostError` where the context is go
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -173,9 +173,20 @@ def open_cuda() -> Cuda:
     """
     if find_device() is None:
         raise BackendError(NO_GPU)
-    for opened in IMPLEMENTATIONS.values():
+    return first_installed(IMPLEMENTATIONS.values())
+
+
+def first_installed(implementations: Iterable[Callable[[], Cuda]]) -> Cuda:
+    """The first whose package is there.
+
+    Raises:
+        MissingPackageError: none is; names the first's extra.
+        BackendError: the one that is there cannot be opened.
+    """
+    missing: MissingPackageError | None = None
+    for opened in implementations:
         try:
             return opened()
-        except MissingPackageError:
-            continue
-    raise MissingPackageError("cuda-bindings", "cuda")
+        except MissingPackageError as error:
+            missing = missing or error
+    raise missing or BackendError("there is no implementation of CUDA to choose from; please report this")

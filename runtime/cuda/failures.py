@@ -42,16 +42,20 @@ def failure(call: str, name: str, text: str = "") -> BackendError:
     """
     said = f"{call} gives {name or text}" + (f" ({text})" if name and text else "")
     if name in POISON or _is_poison(text):
-        return DeviceLostError(f"the GPU failed and this process can no longer use it: {said}; restart the process")
+        return _lost(said)
     if name == _MEMORY[0] or _MEMORY[1] in text:
         return BackendError(f"the GPU has no memory left: {said}; take a smaller batch, or end what else runs on it")
     return BackendError(f"CUDA refuses: {said}; look at the driver with nvidia-smi")
 
 
-def failure_within(said: BackendError, told: Iterable[str]) -> BackendError:
-    """`said`, or that the device is lost where an engine's own messages `told` say so."""
-    lost = next((line for line in told if _is_poison(line)), None)
-    return said if lost is None else failure("the engine", "", lost)
+def lost_device(told: Iterable[str]) -> DeviceLostError | None:
+    """The error, where an engine's own messages `told` say that the context is gone."""
+    line = next((line for line in told if _is_poison(line)), None)
+    return None if line is None else _lost(f"the engine says: {line}")
+
+
+def _lost(said: str) -> DeviceLostError:
+    return DeviceLostError(f"the GPU failed and this process can no longer use it: {said}; restart the process")
 
 
 def _is_poison(text: str) -> bool:

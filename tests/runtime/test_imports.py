@@ -25,6 +25,7 @@ def modules_after(program: str) -> set[str]:
         "import runtime.daemon, runtime.bench, runtime.backends.onnxruntime, runtime.backends.openvino",
         "import runtime.signature, runtime.tensorrt.engine_cache",
         "import runtime.server.thread, runtime.server.app, runtime.exposition, runtime.telemetry.sampler, runtime.logs",
+        "import runtime.cuda.bindings, runtime.cuda.pycuda, runtime.backends.tensorrt, runtime.backends.onnxruntime_cuda",
         "import edge.cli",
         "import converters.cli",
         "import edge.cli\ntry:\n    edge.cli.program.app(['run', '--help'])\nexcept SystemExit:\n    pass",
@@ -36,8 +37,11 @@ def test_import__stays_light(program: str) -> None:
 
 
 def test_import__engines_and_signatures_load_their_packages_on_use() -> None:
-    loaded = modules_after("import runtime.swap, runtime.signature, runtime.tensorrt.engine_cache")
-    assert loaded.isdisjoint({"tensorrt", "tensorrt_rtx", "cryptography"})
+    loaded = modules_after(
+        "import runtime.swap, runtime.signature, runtime.tensorrt.engine_cache, runtime.cuda.bindings, runtime.cuda.pycuda\n"
+        "import runtime.cuda.nvrtc, runtime.backends.tensorrt, runtime.backends.onnxruntime_cuda"
+    )
+    assert loaded.isdisjoint({"tensorrt", "tensorrt_rtx", "cryptography", "cuda", "pycuda", "onnxruntime"})
 
 
 def test_import__runtime_alone_loads_neither_numpy_nor_opencv() -> None:
