@@ -1,4 +1,4 @@
-"""Writes the figures of README.md and docs/edge-convert.md from the JSON files in `results/`, between two marker lines."""
+"""Writes the figures of README.md, docs/edge-convert.md and docs/edge-run.md from the JSON files in `results/`, between two marker lines."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import RESULTS, ROOT
+from benchmarks.daemon_figures import daemon_figures
 
 START, END = "<!-- figures: written by python -m benchmarks.readme -->\n", "<!-- end of figures -->\n"
 
@@ -246,6 +247,7 @@ def main() -> None:
         "\n".join(search_rows()), SEARCH_NOTE, "\n".join(family_rows()), FAMILIES_NOTE,
     ]  # fmt: skip
     write_between_marks(ROOT / "docs" / "edge-convert.md", convert)
+    write_between_marks(ROOT / "docs" / "edge-run.md", [machine_line(), "\n".join(daemon_figures()).rstrip()])
 
 
 if __name__ == "__main__":
