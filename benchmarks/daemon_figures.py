@@ -56,45 +56,55 @@ def _latency(found: Figures) -> list[str]:
     told = ", ".join(f"{run['outside_the_engine']['p99_ms']:.1f}" for run in found["runs"])
     whole = ", ".join(f"{run['capture_to_line']['p99_ms']:.1f}" for run in found["runs"])
     return [
-        f"Four cameras (1080p H.264) at 10 frames/s, {found['precision']} on {found['engine']}, {100 * found['load']:.0f} % of the "
-        f"engine's rate: capture to the line in the file without the engine's time, p99 of each run {told} ms; with it {whole} ms."
+        (
+            f"Four cameras (1080p H.264) at 10 frames/s, {found['precision']} on {found['engine']}, {100 * found['load']:.0f} % of the "
+            f"engine's rate: capture to the line in the file without the engine's time, p99 of each run {told} ms; with it {whole} ms."
+        )
     ]
 
 
 def _overload(found: Figures) -> list[str]:
     early, late = found["age_first_half"], found["age_second_half"]
     return [
-        f"{found['cameras']} cameras with three times the frames that the engine takes, {found['seconds'] / 60:.0f} minutes: the "
-        f"slowest camera got {found['slowest_over_fastest_camera']:.2f} of the fastest's frames; age of frames p50 and p99 "
-        f"{early['p50_ms']:.0f} and {early['p99_ms']:.0f} ms in the first half, {late['p50_ms']:.0f} and {late['p99_ms']:.0f} ms in "
-        f"the second; memory {found['resident_mb_after_a_minute']} MB after a minute, {found['resident_mb_at_the_end']} MB at the end."
+        (
+            f"{found['cameras']} cameras with three times the frames that the engine takes, {found['seconds'] / 60:.0f} minutes: the "
+            f"slowest camera got {found['slowest_over_fastest_camera']:.2f} of the fastest's frames; age of frames p50 and p99 "
+            f"{early['p50_ms']:.0f} and {early['p99_ms']:.0f} ms in the first half, {late['p50_ms']:.0f} and {late['p99_ms']:.0f} ms in "
+            f"the second; memory {found['resident_mb_after_a_minute']} MB after a minute, {found['resident_mb_at_the_end']} MB at the end."
+        )
     ]
 
 
 def _soak(found: Figures) -> list[str]:
     return [
-        f"{found['frames']:,} frames of {found['cameras']} cameras through a small model: memory "
-        f"{found['growth_mb_per_100000_frames']:+.2f} MB per 100,000 frames ({found['resident_mb_settled']} to "
-        f"{found['resident_mb_end']} MB), descriptors {found['descriptors_first_last'][0]} to {found['descriptors_first_last'][1]}, "
-        f"threads {found['threads_first_last'][0]} to {found['threads_first_last'][1]}."
+        (
+            f"{found['frames']:,} frames of {found['cameras']} cameras through a small model: memory "
+            f"{found['growth_mb_per_100000_frames']:+.2f} MB per 100,000 frames ({found['resident_mb_settled']} to "
+            f"{found['resident_mb_end']} MB), descriptors {found['descriptors_first_last'][0]} to {found['descriptors_first_last'][1]}, "
+            f"threads {found['threads_first_last'][0]} to {found['threads_first_last'][1]}."
+        )
     ]
 
 
 def _swaps(found: Figures) -> list[str]:
     quiet, busy = found["age_without_swaps"], found["age_while_swapping"]
     return [
-        f"{found['releases']} releases under load, {found['refused']} of them broken: {found['taken_over']} taken over, frames lost "
-        f"{found['lost']}, doubled {found['doubled']}; age of frames p99 {busy['p99_ms']:.0f} ms while swapping, "
-        f"{quiet['p99_ms']:.0f} ms without, where one inference takes {found['frame_time_ms']:.0f} ms; memory "
-        f"{found['growth_mb_per_100_swaps']:+.2f} MB per 100 releases."
+        (
+            f"{found['releases']} releases under load, {found['refused']} of them broken: {found['taken_over']} taken over, frames lost "
+            f"{found['lost']}, doubled {found['doubled']}; age of frames p99 {busy['p99_ms']:.0f} ms while swapping, "
+            f"{quiet['p99_ms']:.0f} ms without, where one inference takes {found['frame_time_ms']:.0f} ms; memory "
+            f"{found['growth_mb_per_100_swaps']:+.2f} MB per 100 releases."
+        )
     ]
 
 
 def _rtsp(found: Figures) -> list[str]:
     return [
-        f"A real RTSP server killed {len(found['kills'])} times (back with another size) and frozen {len(found['freezes'])} times: "
-        f"frames came {found['slowest_return_s']:.1f} s after its return at the latest; the camera beside it never waited longer "
-        f"than {found['steady_camera_gaps']['max_ms']:.0f} ms for a frame."
+        (
+            f"A real RTSP server killed {len(found['kills'])} times (back with another size) and frozen {len(found['freezes'])} times: "
+            f"frames came {found['slowest_return_s']:.1f} s after its return at the latest; the camera beside it never waited longer "
+            f"than {found['steady_camera_gaps']['max_ms']:.0f} ms for a frame."
+        )
     ]
 
 
