@@ -262,11 +262,11 @@ class Daemon:
 
     def _replace(self, added: dict[str, Capture], removed: set[str]) -> None:
         gone = [capture for name, capture in self._captures.items() if name in removed or name in added]
-        for capture in gone:
-            capture.ask_to_stop()
         kept = {name: capture for name, capture in self._captures.items() if capture not in gone}
         self._captures = self._reports.captures = kept | added  # a new dict: the server's thread may be reading the old one
-        self._scheduler.watch(list(self._captures.values()))
+        self._scheduler.watch(list(self._captures.values()))  # before any ends: it ends with its last camera
+        for capture in gone:
+            capture.ask_to_stop()
         for capture in gone:
             capture.stop(_CAPTURES_END_S)
         self._reports.ledger.retire(gone)
