@@ -12,15 +12,19 @@ from runtime.tracking import Tracker
 
 
 class Annotator:
-    """Tracks objects and sorts them into zones, camera by camera."""
+    """Tracks objects and sorts them into zones, camera by camera.
+
+    Attributes:
+        confidence: the lowest threshold of detection; trackers take it over with their next stream epoch.
+    """
 
     def __init__(self, cameras: Mapping[str, CameraConfig], confidence: float) -> None:
-        """`confidence` is the lowest threshold of detection.
+        """Serves these cameras.
 
         Raises:
             MissingPackageError: a camera wants tracking and the library is not installed.
         """
-        self._confidence = confidence
+        self.confidence = confidence
         self._trackers: dict[str, Tracker] = {}
         self._cameras: Mapping[str, CameraConfig] = {}
         self.watch(cameras)
@@ -28,7 +32,7 @@ class Annotator:
     def watch(self, cameras: Mapping[str, CameraConfig]) -> None:
         """Serves these cameras from now on; trackers of cameras that stay keep their ids."""
         self._trackers = {
-            name: self._trackers.get(name) or Tracker(self._confidence) for name, camera in cameras.items() if camera.track
+            name: self._trackers.get(name) or Tracker(self.confidence) for name, camera in cameras.items() if camera.track
         }
         self._cameras = cameras
 
@@ -37,6 +41,7 @@ class Annotator:
         frame, detections = result.frame, result.detections
         camera = self._cameras.get(frame.camera)
         if tracker := self._trackers.get(frame.camera):
+            tracker.confidence = self.confidence
             detections = tracker.update(detections, frame.epoch, frame.captured_monotonic_s)
         if camera is None or not (camera.track or camera.zones):
             return result

@@ -16,11 +16,12 @@ import random
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.config import FPS_MAX, CameraConfig
+from runtime.config import FPS_MAX, CameraConfig, SourceConfig
 from runtime.errors import SourceError, SourceRefusedError
 from runtime.frame import Frame
 from runtime.queues import BoundedQueue
@@ -34,7 +35,8 @@ _FALLBACK_FPS = 10.0  # for files that do not tell their own rate
 # cameras behind one switch from asking all at once.
 _RECONNECT_FIRST_S, _RECONNECT_MOST_S = 0.25, 2.0
 _REFUSED_S = 30.0  # wrong passwords more often than that lock accounts
-_REMIND_S = 600.0  # a camera that is gone for weeks is told of every ten minutes, not every two seconds
+# A camera that is gone for weeks is told of every ten minutes, not every two seconds; another reason a little sooner.
+_REMIND_S, _NEWS_S = 600.0, 10.0
 _STALLED_FRAMES, _STALLED_LEAST_S = 5, 1.0  # so many frame times without a frame, and at least that long
 _RATE_SHARE = 0.1  # weight of the newest interval in the rate that is told
 
@@ -57,17 +59,31 @@ class Capture:
         size_wh: its size.
     """
 
-    def __init__(self, name: str, config: CameraConfig, changed: threading.Event) -> None:
+    def __init__(
+        self,
+        name: str,
+        config: CameraConfig,
+        changed: threading.Event,
+        open_source: Callable[[SourceConfig], Source] = open_source,
+        pauses_s: tuple[float, float] = (_RECONNECT_FIRST_S, _RECONNECT_MOST_S),
+        refused_s: float = _REFUSED_S,
+    ) -> None:
         """Opens a file or folder, so that a wrong path is told before the daemon starts; a live camera may come later.
 
-        `changed` is set at each frame.
+        Args:
+            name: under which its frames are filed.
+            config: its block of edge.yaml.
+            changed: set at each frame.
+            open_source: how a source is opened.
+            pauses_s: the first and the longest pause before a lost camera is asked again.
+            refused_s: the pause for one that refuses us.
 
         Raises:
             SourceError: the file or folder cannot be opened.
         """
         self.name, self.config = name, config
         self.read, self.epoch, self.reconnects = 0, 0, 0
-        self.dropped: Counter[str] = Counter()
+        self.dropped: Counter[str] = Counter(fps_cap=0)
         self.error: Exception | None = None
         self.interval_s: float | None = None
         self.last_frame_s: float | None = None
@@ -76,6 +92,7 @@ class Capture:
         self.reason = ""
         self._state: CameraState = "starting"
         self._changed = changed
+        self._open_source, self._pauses_s, self._refused_s = open_source, pauses_s, refused_s
         self._source: Source | None = None if config.live else open_source(config.source)
         self.lossless = config.fps == FPS_MAX
         self.queue: BoundedQueue[Frame] = BoundedQueue(2 if self.lossless else 1, lossless=self.lossless)
@@ -99,6 +116,8 @@ class Capture:
         """Asks the thread to end; `stop` waits for it."""
         self._stop.set()
         self.queue.close()
+        if source := self._source:
+            source.interrupt()
 
     def stop(self, timeout_s: float = 3.0) -> None:
         """Asks the thread to end and waits for it a while; a source stuck in a driver is left to the process's end."""
@@ -162,32 +181,41 @@ class Capture:
 
     def _stay_connected(self) -> None:
         """A camera: opened and read again and again until the daemon stops."""
-        pause_s = _RECONNECT_FIRST_S
+        first_s, most_s = self._pauses_s
+        pause_s = first_s
         while not self._stop.is_set():
             before = self.read
             try:
-                source = open_source(self.config.source)
-                try:
-                    self._read(source)
-                finally:
-                    source.close()
-                lost = SourceError("the stream ended")
+                self._read_live()
+                lost: Exception = SourceError("the stream ended")
             except SourceError as error:
+                lost = error
+            except Exception as error:  # noqa: BLE001  a frame that FFmpeg cannot convert, no memory: the camera must come back
                 lost = error
             if self._stop.is_set():
                 return
-            pause_s = _RECONNECT_FIRST_S if self.read > before else min(2 * pause_s, _RECONNECT_MOST_S)
-            refused = isinstance(lost, SourceRefusedError)
+            pause_s = first_s if self.read > before else min(2 * pause_s, most_s)
+            refused = not isinstance(lost, SourceError) or isinstance(lost, SourceRefusedError)
             self._tell_lost(lost, refused)
-            self._stop.wait(_REFUSED_S if refused else pause_s * random.uniform(0.75, 1.0))
+            self._stop.wait(self._refused_s if refused else pause_s * random.uniform(0.75, 1.0))
 
-    def _tell_lost(self, lost: SourceError, refused: bool) -> None:
-        self.reason, self._state = str(lost), "failed" if refused else "reconnecting"
+    def _read_live(self) -> None:
+        self._source = self._open_source(self.config.source)
+        try:
+            self._read(self._source)
+        finally:
+            self._source.close()
+            self._source = None
+
+    def _tell_lost(self, lost: Exception, refused: bool) -> None:
+        defect = not isinstance(lost, SourceError)
+        self.reason, self._state = repr(lost) if defect else str(lost), "failed" if refused else "reconnecting"
         last, told_s = self._told
-        if self.reason != last or time.monotonic() - told_s >= _REMIND_S:
+        since_s = time.monotonic() - told_s
+        if since_s >= _REMIND_S or (self.reason != last and since_s >= _NEWS_S):
             self._told = (self.reason, time.monotonic())
-            after = f"asking again every {_REFUSED_S:.0f} s" if refused else "reconnecting"
-            log.warning("camera %s: %s; %s", self.name, lost, after)
+            after = f"asking again every {self._refused_s:.0f} s" if refused else "reconnecting"
+            log.warning("camera %s: %s; %s", self.name, self.reason, after, exc_info=lost if defect else None)
 
     def _read(self, source: Source) -> None:
         next_s = time.monotonic()
@@ -195,11 +223,13 @@ class Capture:
             if self._pace_s:
                 self._stop.wait(max(0.0, next_s - time.monotonic()))
                 next_s = max(next_s + self._pace_s, time.monotonic())  # a slow disk does not make a burst afterwards
-            if self._stop.is_set() or not self._take(image):
+            if not self._take(image):
                 return
 
     def _take(self, image: NDArray[np.uint8]) -> bool:
         """Stamps a picture and offers it; False once the queue is closed."""
+        if self._stop.is_set():
+            return False
         now_s = time.monotonic()
         self._note(image, now_s)
         if now_s < self._due_s:
@@ -218,6 +248,8 @@ class Capture:
         """State, epoch, size and rate, as this picture shows them."""
         size_wh = (image.shape[1], image.shape[0])
         back = self._state in ("reconnecting", "failed") and self.last_frame_s is not None
+        if back:
+            self._told = ("", float("-inf"))
         if self.last_frame_s is not None and (back or size_wh != self.size_wh):
             self.epoch += 1
             self.reconnects += back

@@ -11,7 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from runtime.errors import ConfigError
 from runtime.pool import DEFAULT_QUOTA_BYTES
-from runtime.sources.gstreamer import csi_pipeline
+from runtime.sources.gstreamer import csi_pipeline, v4l2_pipeline
 from runtime.sources.uri import is_live
 from runtime.sources.video import OPEN_TIMEOUT_S, READ_TIMEOUT_S
 from runtime.yaml_keys import DuplicateKey, duplicate_keys
@@ -36,7 +36,7 @@ _TimeoutS = Annotated[float, Field(gt=0, le=3600)]
 
 
 class VideoConfig(_Strict):
-    """A video file, a V4L2 device (`/dev/video0`) or a stream URL (`rtsp://…`, `http://…/mjpeg`)."""
+    """A video file or a stream URL (`rtsp://…`, `http://…/mjpeg`)."""
 
     kind: Literal["video"]
     uri: str
@@ -50,6 +50,8 @@ class VideoConfig(_Strict):
     def _an_address_ends_at_white_space(cls, uri: str) -> str:
         if "://" in uri and any(character.isspace() for character in uri):  # else logs could not tell where a password ends
             raise ValueError("an address holds no white space; write a blank in it as %20")
+        if uri.startswith("/dev/"):  # FFmpeg waits in the driver without a timeout; a process can be killed
+            raise ValueError(f"write a device as a word: `source: {uri}`, or as kind gstreamer")
         return uri
 
     @property
@@ -86,6 +88,8 @@ def _from_text(source: object) -> object:
         return source
     if sensor := re.fullmatch(r"csi://(\d+)", source):
         return {"kind": "gstreamer", "pipeline": csi_pipeline(int(sensor[1]))}
+    if source.startswith("/dev/"):
+        return {"kind": "gstreamer", "pipeline": v4l2_pipeline(source)}
     if " ! " in source:
         return {"kind": "gstreamer", "pipeline": source}
     return {"kind": "images", "path": source} if Path(source).is_dir() else {"kind": "video", "uri": source}

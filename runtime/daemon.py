@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import logging
-import os
-import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from types import FrameType
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from runtime.annotator import Annotator
@@ -18,13 +13,16 @@ from runtime.capture import Capture
 from runtime.clock import ClockWatch
 from runtime.collector import Collector
 from runtime.config import FPS_MAX, EdgeConfig, ModelConfig, ServerConfig
-from runtime.errors import BackendError, DeviceLostError, EdgeloopError, SinkError
+from runtime.errors import BackendError, ConfigError, DeviceLostError, EdgeloopError, SinkError
 from runtime.ledger import Ledger
+from runtime.metrics import process_began_s, resident_bytes
 from runtime.outlet import Outlet
 from runtime.pipeline import Batch, Pipeline, Result
 from runtime.reports import Reports
 from runtime.scheduler import Scheduler
+from runtime.signals import ending_signals
 from runtime.sinks import Sink, open_sink
+from runtime.status import DaemonStatus
 from runtime.swap import BundleWatcher, load_pipeline
 from runtime.systemd import Notifier, watchdog_interval_s
 from runtime.telemetry.sampler import TelemetrySampler
@@ -37,7 +35,8 @@ log = logging.getLogger(__name__)
 
 _REPORT_S = 60.0
 # Within systemd's and Kubernetes' patience, and within five seconds in sum.
-_CAPTURES_END_S, _SINKS_END_S = 1.5, 2.5
+_CAPTURES_END_S, _SINKS_END_S, _ASIDE_END_S = 1.0, 2.5, 0.5
+_LEAVE_S = 0.3  # for a camera that a reload takes out; the others wait meanwhile
 _STUCK_S = 10.0  # frames wait and none has a result for so long: the engine hangs
 _ENGINE_TRIES = 3  # failures in a row until the process gives up; the service manager starts it again
 
@@ -63,7 +62,8 @@ class Daemon:
         self._changed = threading.Event()
         self._notifier, self._watchdog_s = Notifier(), watchdog_interval_s()
         self._engine_failures = 0
-        self._fed_s = self._flowed_s = self._reported_s = time.monotonic()
+        self._began_s = self._fed_s = self._reported_s = time.monotonic()
+        self._busy_s: float | None = None  # since when the engine has been running a batch
         self._clock = ClockWatch()
 
     def run(self) -> dict[str, object]:
@@ -75,16 +75,22 @@ class Daemon:
             DeviceLostError: the GPU's context is gone; only another process can go on.
         """
         self._startup()
-        try:
-            with self._signals():
+        with ending_signals(self._should_exit, self.stop, self.reload):
+            self._told_ready()
+            ended_by_itself = False
+            try:
                 self._main_loop()
-        except DeviceLostError:
-            self._shutdown(engine=False)  # a context that is gone may hang whoever frees it
-            raise
-        except BaseException:
-            self._shutdown()
-            raise
-        self._shutdown()
+                ended_by_itself = not self._should_exit.is_set()
+            except DeviceLostError:
+                self._notifier.status("the device was lost; beginning anew")  # STOPPING would let systemd end the new program
+                self._shutdown(engine=False)  # a context that is gone may hang whoever frees it
+                raise
+            except BaseException:
+                self._notifier.stopping()
+                self._shutdown()
+                raise
+            self._notifier.stopping()
+            self._shutdown(wait=ended_by_itself)
         if self._outlet.error is not None:
             raise SinkError(
                 f"the sinks failed ({self._outlet.error!r}) and the daemon ended; please report this"
@@ -104,44 +110,51 @@ class Daemon:
         config = self._config
         # Cheap things that can be wrong come first, so that a wrong path is told in milliseconds.
         self._captures = {name: Capture(name, camera, self._changed) for name, camera in config.cameras.items()}
-        self._pipeline = self._load(config.model, len(config.cameras))
-        bundle, thresholds = self._pipeline.bundle, self._pipeline.thresholds
-        self._annotator = Annotator(config.cameras, min((thresholds.confidence, *thresholds.by_class)))
-        self._collector = Collector(config.collect) if config.collect else None
-        sinks: list[Sink] = [open_sink(sink, bundle.manifest.classes) for sink in config.sinks]
-        lossless = all(camera.fps == FPS_MAX for camera in config.cameras.values())
-        self._outlet = Outlet(
-            [*sinks, self._collector] if self._collector else sinks, self._annotator.annotate, lossless=lossless
-        )
-        self._watcher = BundleWatcher(config.model, self._pipeline, len(config.cameras))
-        self._scheduler = Scheduler(self._pipeline, config.model.batch_wait_ms / 1e3, self._changed)
-        self._scheduler.watch(list(self._captures.values()))
-        self._telemetry = TelemetrySampler() if config.server else None
-        self._reports = Reports(
-            Ledger(), self._captures, self._pipeline, self._scheduler, self._outlet, self._collector, self._watcher,
-            self._telemetry,
-        )  # fmt: skip
         self._exposition: Exposition | None = None
         self._server: Server | None = None
         if config.server:
             self._exposition, self._server = self._open_server(config.server)
+        try:
+            self._open_parts(config)
+        except BaseException:
+            if self._server:
+                self._server.stop()
+            raise
+
+    def _open_parts(self, config: EdgeConfig) -> None:
+        pipeline = self._pipeline = self._load(config.model, len(config.cameras))
+        self._annotator = Annotator(config.cameras, _lowest(pipeline))
+        self._collector = Collector(config.collect) if config.collect else None
+        sinks: list[Sink] = [open_sink(sink, pipeline.bundle.manifest.classes) for sink in config.sinks]
+        self._outlet = Outlet(
+            [*sinks, self._collector] if self._collector else sinks, self._annotator.annotate, lossless=_lossless(config)
+        )
+        self._watcher = BundleWatcher(config.model, pipeline, len(config.cameras))
+        self._scheduler = Scheduler(pipeline, config.model.batch_wait_ms / 1e3, self._changed)
+        self._scheduler.watch(list(self._captures.values()))
+        self._telemetry = TelemetrySampler() if config.server else None
+        self._reports = Reports(
+            Ledger(), self._captures, pipeline, self._scheduler, self._outlet, self._collector, self._watcher, self._telemetry
+        )
         for part in (*self._captures.values(), self._outlet, self._watcher, self._scheduler, self._telemetry):
             if part is not None:
                 part.start()
         self._reports.state = "running"
-        backend = self._pipeline.backend
-        log.info("running bundle %s, %s on %s", bundle.digest[:16], backend.precision, backend.engine)
-        self._notifier.ready(f"{len(self._captures)} cameras, bundle {bundle.digest[:16]}")
 
     def _open_server(self, config: ServerConfig) -> tuple[Exposition, Server]:
         from runtime.exposition import Exposition  # with its libraries a fifth of a second that only those who serve pay
         from runtime.server.app import Endpoints
         from runtime.server.thread import Server
 
-        exposition = Exposition(self._reports.status)
-        server = Server(config.host, config.port, Endpoints(self._reports.status, self._progressing, exposition.render))
+        exposition = Exposition(self._status)
+        server = Server(config.host, config.port, Endpoints(self._status, self._progressing, exposition.render))
         server.start()
         return exposition, server
+
+    def _told_ready(self) -> None:
+        bundle, backend = self._pipeline.bundle, self._pipeline.backend
+        log.info("running bundle %s, %s on %s", bundle.digest[:16], backend.precision, backend.engine)
+        self._notifier.ready(f"{len(self._captures)} cameras, bundle {bundle.digest[:16]}")
 
     def _main_loop(self) -> None:
         while not self._should_exit.is_set():
@@ -155,21 +168,26 @@ class Daemon:
 
     def _tick(self, batch: Batch) -> None:
         self._hand_over_to(batch.pipeline)
+        self._busy_s = time.monotonic()
         try:
             results = batch.pipeline.run(batch)
-        except BackendError as error:
-            self._survive(batch, error)
+        except Exception as error:
+            for row in batch.rows:
+                self._reports.ledger.drop(row.frame.camera, "engine")
+            if not isinstance(error, BackendError):
+                raise
+            self._survive(batch.pipeline, error)
             return
         finally:
+            self._busy_s = None
             self._scheduler.done()
         self._engine_failures = 0
-        self._flowed_s = time.monotonic()
         for result in results:
             self._count(result)
-            if not self._outlet.put(result):
+            if not self._outlet.put(result, lambda: not self._should_exit.is_set()):
                 self.stop()
         if self._reports.first_frame_s is None:
-            self._reports.first_frame_s = time.time() - _process_began_s()
+            self._reports.first_frame_s = time.time() - process_began_s()
             log.info("first frame done, %.2f s after the process began", self._reports.first_frame_s)
 
     def _count(self, result: Result) -> None:
@@ -184,31 +202,38 @@ class Daemon:
     def _keep_house(self) -> None:
         """What is looked at between two batches."""
         if new := self._watcher.take():
-            self._scheduler.switch(new)  # its first batch ends the old one, see `_hand_over_to`
+            self._switch(new)
         if self._should_reload.is_set():
             self._should_reload.clear()
             self._reload()
         now_s = time.monotonic()
         if jump_s := self._clock.jump_s():
             log.warning("the system's clock was set by %+.0f s; ages and pacing do not follow it, times in results do", jump_s)
-        if self._watchdog_s and now_s - self._fed_s >= self._watchdog_s and self._flowed_s > self._fed_s:
+        if self._watchdog_s and now_s - self._fed_s >= self._watchdog_s and self._scheduler.looked_s > self._fed_s:
             self._notifier.watchdog()
             self._fed_s = now_s
         if now_s - self._reported_s >= _REPORT_S:
             self._reported_s = now_s
-            log.info("%s", self.summary())
-            self._notifier.status(
-                f"{self.summary()['frames_per_s']} frames/s; {'; '.join(self._troubles()) or 'all cameras run'}"
-            )
+            summary, troubles = self.summary(), self._reports.status().troubles()
+            log.info("%s", summary)
+            self._notifier.status(f"{summary['frames_per_s']} frames/s; {'; '.join(troubles) or 'all cameras run'}")
+
+    def _status(self) -> DaemonStatus:
+        """For the server's thread, which answers before the engine is loaded."""
+        if not hasattr(self, "_reports"):
+            return DaemonStatus("starting", time.monotonic() - self._began_s, [], None, 0, 0, 0, resident_bytes(), 0, 0)
+        return self._reports.status()
 
     def _progressing(self) -> bool:
-        """Whether frames flow; while no camera gives any, whether at least the loop turns."""
-        silent_s = time.monotonic() - self._flowed_s
-        waiting = any(len(capture.queue) for capture in self._captures.values())
-        return silent_s < _STUCK_S or not waiting
+        """Whether neither the engine nor the filling of a batch hangs; no frames at all are the cameras' trouble."""
+        filling_s = self._scheduler.busy_s if hasattr(self, "_scheduler") else None
+        return all(since_s is None or time.monotonic() - since_s < _STUCK_S for since_s in (self._busy_s, filling_s))
 
-    def _troubles(self) -> list[str]:
-        return self._reports.status().troubles()
+    def _switch(self, pipeline: Pipeline) -> None:
+        """Its first batch ends the running one, see `_hand_over_to`; one that never had a batch ends here."""
+        replaced = self._scheduler.switch(pipeline)
+        if replaced is not None and replaced is not self._pipeline:
+            replaced.close()
 
     def _hand_over_to(self, pipeline: Pipeline) -> None:
         """Batches come in order: with the first one of a new model the old one has run its last."""
@@ -216,23 +241,33 @@ class Daemon:
             return
         old, self._pipeline = self._pipeline, pipeline
         old.close()
+        self._annotator.confidence = _lowest(pipeline)
         self._reports.pipeline = pipeline
-        self._reports.swaps.append(pipeline.bundle.digest)
-        log.info("took over bundle %s", pipeline.bundle.digest[:16])
+        if pipeline.bundle.digest != old.bundle.digest:
+            self._reports.swaps.append(pipeline.bundle.digest)
+            log.info("took over bundle %s", pipeline.bundle.digest[:16])
 
-    def _survive(self, batch: Batch, error: BackendError) -> None:
-        """An engine that failed: its frames are counted, and it is loaded anew.
+    def _survive(self, pipeline: Pipeline, error: BackendError) -> None:
+        """An engine that failed is loaded anew, from the bundle that ran.
 
         Raises:
             BackendError: it failed too often, or the device is gone.
         """
-        for row in batch.rows:
-            self._reports.ledger.drop(row.frame.camera, "engine")
-        self._engine_failures += 1
-        if isinstance(error, DeviceLostError) or self._engine_failures >= _ENGINE_TRIES:
+        if isinstance(error, DeviceLostError):
             raise error
-        log.error("the engine failed and is loaded again: %s", error)
-        self._scheduler.switch(self._load(self._config.model, len(self._captures)))
+        if pipeline is not self._scheduler.pipeline:
+            return  # the second batch of an engine that has its successor
+        model = self._config.model.model_copy(update={"bundle": str(pipeline.bundle.path)})
+        while True:
+            self._engine_failures += 1
+            if self._engine_failures >= _ENGINE_TRIES:
+                raise error
+            log.error("the engine failed and is loaded again: %s", error)
+            try:
+                self._switch(self._load(model, len(self._captures)))
+                return
+            except EdgeloopError as refused:
+                log.error("it cannot be loaded: %s", refused)
 
     def _reload(self) -> None:
         """Reads the configuration again: cameras and model follow it, the rest needs a restart."""
@@ -247,6 +282,8 @@ class Daemon:
 
     def _take_over(self, config: EdgeConfig) -> None:
         old = self._config
+        if _lossless(config) != _lossless(old):
+            raise ConfigError("cameras that wait (fps: max) and live ones cannot take each other's place; restart the daemon")
         added = {
             name: Capture(name, camera, self._changed)
             for name, camera in config.cameras.items() if old.cameras.get(name) != camera
@@ -255,45 +292,57 @@ class Daemon:
         if (config.sinks, config.collect, config.server) != (old.sinks, old.collect, old.server):
             log.warning("sinks, collect and server are only read at the start; restart the daemon for them")
         self._replace(added, set(self._captures) - set(config.cameras))
-        if config.model != old.model or not self._reread:
+        if config.model != old.model or not self._reread or (len(config.cameras) == 1) != (len(old.cameras) == 1):
             self._watcher.reconfigure(config.model, len(config.cameras))
         self._config = config
         log.info("configuration read again: %d cameras", len(self._captures))
 
     def _replace(self, added: dict[str, Capture], removed: set[str]) -> None:
         gone = [capture for name, capture in self._captures.items() if name in removed or name in added]
-        kept = {name: capture for name, capture in self._captures.items() if capture not in gone}
-        self._captures = self._reports.captures = kept | added  # a new dict: the server's thread may be reading the old one
-        self._scheduler.watch(list(self._captures.values()))  # before any ends: it ends with its last camera
-        for capture in gone:
-            capture.ask_to_stop()
-        for capture in gone:
-            capture.stop(_CAPTURES_END_S)
+        captures = {name: capture for name, capture in self._captures.items() if capture not in gone} | added
+        self._scheduler.watch(list(captures.values()))  # before any ends: it ends with its last camera
+        self._end_captures(gone, _LEAVE_S)
         self._reports.ledger.retire(gone)
+        self._captures = self._reports.captures = captures  # a new dict: the server's thread may be reading the old one
         for capture in added.values():
             capture.follow(self._reports.ledger.read(capture.name, None), self._reports.ledger.last_epoch(capture.name))
             capture.start()
 
-    def _shutdown(self, *, engine: bool = True) -> None:
+    @staticmethod
+    def _end_captures(captures: Iterable[Capture], within_s: float) -> None:
+        """Ends them together; one that waits in a driver or for a server is left to end by itself."""
+        until_s = time.monotonic() + within_s
+        for capture in captures:
+            capture.ask_to_stop()
+        for capture in captures:
+            capture.stop(max(0.0, until_s - time.monotonic()))
+
+    def _shutdown(self, *, engine: bool = True, wait: bool = False) -> None:
+        """Ends all parts within five seconds; `wait` gives the sinks as long as they need."""
         self._reports.state = "stopping"
-        self._notifier.stopping()
         for capture in self._captures.values():
             capture.ask_to_stop()
+        aside = threading.Thread(target=self._end_sidelines, name="end", daemon=True)
+        aside.start()
         for frame in self._scheduler.stop():
             self._reports.ledger.drop(frame.camera, "shutdown")
-        until_s = time.monotonic() + _CAPTURES_END_S
+        self._end_captures([*self._captures.values()], _CAPTURES_END_S)
         for capture in self._captures.values():
-            capture.stop(max(0.0, until_s - time.monotonic()))
             while capture.queue.get(timeout_s=0) is not None:
                 self._reports.ledger.drop(capture.name, "shutdown")
-        lossless = all(capture.lossless for capture in self._captures.values())
-        self._outlet.close(None if lossless and not self._should_exit.is_set() else _SINKS_END_S)
+        self._outlet.close(None if wait else _SINKS_END_S)
         self._reports.end()
-        for part in (self._watcher, self._telemetry, self._server):
-            if part is not None:
-                part.stop()
+        aside.join(_ASIDE_END_S)
         if engine:
-            self._pipeline.close()
+            for pipeline in {id(each): each for each in (self._pipeline, self._scheduler.pipeline)}.values():
+                pipeline.close()
+
+    def _end_sidelines(self) -> None:
+        self._watcher.stop()
+        if self._telemetry:
+            self._telemetry.stop()
+        if self._server:
+            self._server.stop()
 
     @property
     def failed(self) -> bool:
@@ -304,35 +353,11 @@ class Daemon:
         """See `Reports.summary`."""
         return self._reports.summary()
 
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """SIGTERM and SIGINT ask for a clean end, SIGHUP for the configuration; a second end is at once.
 
-        Nothing to install off the main thread.
-        """
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def end(number: int, _: FrameType | None) -> None:
-            if self._should_exit.is_set():
-                os._exit(128 + number)
-            self.stop()
-
-        def reload(number: int, _: FrameType | None) -> None:
-            self.reload()
-
-        handlers = {signal.SIGTERM: end, signal.SIGINT: end, signal.SIGHUP: reload}
-        before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+def _lossless(config: EdgeConfig) -> bool:
+    return all(camera.fps == FPS_MAX for camera in config.cameras.values())
 
 
-def _process_began_s() -> float:
-    """Unix time at which the kernel started this process (field 22 of /proc/self/stat, in ticks since boot)."""
-    ticks = float(Path("/proc/self/stat").read_text(encoding="ascii").rsplit(")", 1)[1].split()[19])
-    uptime_s = float(Path("/proc/uptime").read_text(encoding="ascii").split()[0])
-    return time.time() - uptime_s + ticks / os.sysconf("SC_CLK_TCK")
+def _lowest(pipeline: Pipeline) -> float:
+    """The lowest threshold of detection."""
+    return min((pipeline.thresholds.confidence, *pipeline.thresholds.by_class))

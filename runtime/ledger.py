@@ -50,7 +50,7 @@ class Ledger:
             while capture.queue.get(timeout_s=0) is not None:
                 self.drop(capture.name, "shutdown")
             self.drop(capture.name, "overload", capture.queue.dropped)
-            for reason, count in capture.dropped.items():
+            for reason, count in dict(capture.dropped).items():
                 self.drop(capture.name, reason, count)
             self._gone[capture.name] = self._gone.get(capture.name, 0) + capture.read
             self._epochs[capture.name] = capture.epoch
@@ -67,9 +67,9 @@ class Ledger:
         """Frames of a camera that no model looked at, by reason; `gated` are those that the scheduler left out."""
         with self._lock:
             found = Counter(self._dropped.get(camera, {}))
-        found.update(gated)
+        found.update(dict(gated))  # copies: other threads count on
         if capture:
-            found.update(capture.dropped)
+            found.update(dict(capture.dropped))
             found["overload"] += capture.queue.dropped
         return {"overload": 0, "shutdown": 0, **{reason: count for reason, count in found.items() if count}}
 

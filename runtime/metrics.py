@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import time
 from array import array
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -68,3 +69,10 @@ def resident_bytes() -> int:
 def peak_resident_bytes() -> int:
     """The most memory that this process ever held in RAM (Linux)."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def process_began_s() -> float:
+    """Unix time at which the kernel started this process (field 22 of /proc/self/stat, in ticks since boot)."""
+    ticks = float(Path("/proc/self/stat").read_text(encoding="ascii").rsplit(")", 1)[1].split()[19])
+    uptime_s = float(Path("/proc/uptime").read_text(encoding="ascii").split()[0])
+    return time.time() - uptime_s + ticks / os.sysconf("SC_CLK_TCK")

@@ -34,9 +34,12 @@ class Outlet:
         """Starts emitting."""
         self._thread.start()
 
-    def put(self, result: Result) -> bool:
-        """Hands over one result; False when a defect has ended the outlet, see `error`."""
-        return self._queue.put(result)
+    def put(self, result: Result, patient: Callable[[], bool] = lambda: True) -> bool:
+        """Hands over one result; False when a defect has ended the outlet, see `error`.
+
+        A lossless outlet waits for its sinks as long as `patient` says so.
+        """
+        return self._queue.put(result, patient)
 
     @property
     def dropped(self) -> int:

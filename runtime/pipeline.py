@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -15,9 +16,9 @@ from runtime.backends import Backend, open_backend, open_larger, warm
 from runtime.backends.inputs import Inputs
 from runtime.bundle import Bundle
 from runtime.detections import Detections
-from runtime.errors import ConfigError
+from runtime.errors import BackendError, ConfigError
 from runtime.frame import Frame
-from runtime.postprocess import Thresholds, detections_from_outputs
+from runtime.postprocess import Outputs, Thresholds, detections_from_outputs
 from runtime.preprocess import Letterbox
 from runtime.regions import Region, region_of
 
@@ -87,10 +88,12 @@ class Pipeline:
 
     buffers = _BUFFERS
 
-    def __init__(self, bundle: Bundle, backend: Backend, thresholds: Thresholds, larger: Backend | None = None) -> None:
-        """`larger` is the same model with a batch of several frames, taken whenever more than one waits."""
+    def __init__(
+        self, bundle: Bundle, backend: Backend, thresholds: Thresholds, larger: Backend | None = None, pays_from: int = 2
+    ) -> None:
+        """`larger` is the same model with a batch of several frames, taken when at least `pays_from` frames wait."""
         self.bundle, self.backend, self.thresholds = bundle, backend, thresholds
-        self._larger = larger
+        self._larger, self._pays_from = larger, pays_from
         self._free = {id(each): [each.inputs(bundle.preprocess) for _ in range(_BUFFERS)] for each in self._backends}
         for each in self._backends:
             warm(each, bundle.preprocess.buffer(each.batch))
@@ -109,6 +112,8 @@ class Pipeline:
         threads: int = 0,
         confidence: float | Mapping[str, float] | None = None,
         batch: int | Literal["auto"] = 1,
+        cameras: int = 1,
+        unmeasured: str | None = None,
     ) -> Pipeline:
         """Loads and warms a bundle.
 
@@ -119,20 +124,34 @@ class Pipeline:
             threads: the same.
             confidence: replaces the release's own threshold, for all classes or by class name.
             batch: 1; or how many frames one run may take; or `auto`: as many as the release has a file for, if it was
-                measured here to be faster than one by one.
+                measured here to be faster for that many cameras than one by one.
+            cameras: how many it serves.
+            unmeasured: the engine to take where nobody has measured, instead of measuring now.
 
         Raises:
             ConfigError: `confidence` names a class that the bundle does not have.
             BackendError, BundleError, MissingPackageError: as `open_backend` does.
         """
         thresholds = thresholds_of(bundle, confidence)
-        backend = open_backend(bundle, engine, precision, threads)
-        return cls(bundle, backend, thresholds, open_larger(bundle, backend, batch, threads))
+        with ExitStack() as undo:  # an engine on a GPU holds threads and memory until it is closed
+            backend = open_backend(bundle, engine, precision, threads, unmeasured)
+            undo.callback(backend.close)
+            larger, pays_from = open_larger(bundle, backend, batch, cameras, threads)
+            if larger is not None:
+                undo.callback(larger.close)
+            pipeline = cls(bundle, backend, thresholds, larger, pays_from)
+            undo.pop_all()
+        return pipeline
 
     @property
     def batch(self) -> int:
         """Frames that one run takes at most."""
         return max(each.batch for each in self._backends)
+
+    def next_of(self, frames: Sequence[Frame]) -> Sequence[Frame]:
+        """Which of the waiting frames the next run should take: as many as fit, or one alone where a batch does not pay."""
+        fitting = frames[: self.batch]
+        return fitting if len(fitting) >= self._pays_from else frames[:1]
 
     def prepare(self, frames: Sequence[Frame], regions: Mapping[str, Region | None] = {}) -> Batch:
         """Letterboxes up to `batch` frames into a free buffer; at most `buffers` batches may be under way."""
@@ -154,14 +173,17 @@ class Pipeline:
         finally:
             self._free[id(batch.backend)].append(batch.inputs)
         infer_s = time.perf_counter() - start
-        results = []
-        for index, row in enumerate(batch.rows):
-            inferred = time.perf_counter()
-            detections = detections_from_outputs(outputs, index, row.letterbox, self.thresholds).shifted(row.left, row.top)
-            postprocess_s, age_s = time.perf_counter() - inferred, time.monotonic() - row.frame.captured_monotonic_s
-            embedding, digest = outputs.embedding[index].copy(), self.bundle.digest
-            results.append(Result(row.frame, detections, embedding, digest, row.preprocess_s, infer_s, postprocess_s, age_s))
-        return results
+        try:
+            return [self._parse(outputs, index, row, infer_s) for index, row in enumerate(batch.rows)]
+        except ValueError as error:  # boxes that are no numbers
+            raise BackendError(f"{self.backend.engine} gave outputs that are no detections: {error}; convert again") from error
+
+    def _parse(self, outputs: Outputs, index: int, row: Row, infer_s: float) -> Result:
+        start = time.perf_counter()
+        detections = detections_from_outputs(outputs, index, row.letterbox, self.thresholds).shifted(row.left, row.top)
+        postprocess_s, age_s = time.perf_counter() - start, time.monotonic() - row.frame.captured_monotonic_s
+        embedding, digest = outputs.embedding[index].copy(), self.bundle.digest
+        return Result(row.frame, detections, embedding, digest, row.preprocess_s, infer_s, postprocess_s, age_s)
 
     def process(self, frame: Frame) -> Result:
         """Detects in one frame."""

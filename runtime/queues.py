@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Callable
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
+
+_ASK_S = 0.2
 
 
 class BoundedQueue(Generic[T]):
@@ -23,11 +26,14 @@ class BoundedQueue(Generic[T]):
         self._closed = False
         self.dropped = 0
 
-    def put(self, item: T) -> bool:
-        """Adds an item; False when the queue is closed and the item was not taken."""
+    def put(self, item: T, patient: Callable[[], bool] = lambda: True) -> bool:
+        """Adds an item; False when the queue is closed and the item was not taken.
+
+        A lossless queue that is full asks `patient` a few times a second; once it says no, the oldest item goes.
+        """
         with self._changed:
-            while self._lossless and len(self._items) >= self._size and not self._closed:
-                self._changed.wait()
+            while self._lossless and len(self._items) >= self._size and not self._closed and patient():
+                self._changed.wait(_ASK_S)
             if self._closed:
                 return False
             if len(self._items) >= self._size:

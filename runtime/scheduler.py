@@ -16,8 +16,9 @@ from runtime.capture import Capture
 from runtime.frame import Frame
 from runtime.pipeline import Batch, Pipeline
 from runtime.queues import BoundedQueue
-from runtime.regions import MotionGate, Region
+from runtime.regions import MotionGate, Region, region_of
 
+_END_S = 0.5  # for a batch that is being filled
 _TICK_S = 0.2  # how long a stop request may wait while no frame comes
 
 
@@ -26,13 +27,17 @@ class Scheduler:
 
     Attributes:
         dropped: frames that no model looked at, by camera and reason (`motion`).
-        error: a defect that ended the thread.
+        error: what ended the thread: a defect, or a device that takes no more frames.
+        looked_s: `time.monotonic()` when a frame of some camera was last looked at, by the motion gate or for a batch.
+        busy_s: since when a batch is being filled with frames that are there; None while frames are awaited.
     """
 
     def __init__(self, pipeline: Pipeline, wait_s: float, changed: threading.Event) -> None:
         """`changed` is set whenever a camera has a new frame or ends."""
         self.dropped: dict[str, Counter[str]] = {}
         self.error: Exception | None = None
+        self.looked_s = float("-inf")
+        self.busy_s: float | None = None
         self._pipeline, self._wait_s, self._changed = pipeline, wait_s, changed
         self._captures: Sequence[Capture] = ()
         self._regions: Mapping[str, Region | None] = {}
@@ -42,14 +47,16 @@ class Scheduler:
         # The buffer that is being filled is not in the queue, so that the two of a pipeline are never exceeded.
         self._ready: BoundedQueue[Batch] = BoundedQueue(1, lossless=True)
         self._buffers = threading.Semaphore(Pipeline.buffers)
-        self._unqueued: Sequence[Frame] = ()
+        self._unqueued: list[Frame] = []
+        self._used = True
+        self._switching = threading.Lock()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
 
     def watch(self, captures: Sequence[Capture]) -> None:
         """Takes frames from these cameras from now on."""
         for capture in captures:
-            self.dropped.setdefault(capture.name, Counter())
+            self.dropped.setdefault(capture.name, Counter(motion=0))
             if capture not in self._captures:
                 self._gates.pop(capture.name, None)
                 if motion := capture.config.motion:
@@ -62,9 +69,20 @@ class Scheduler:
         """Starts filling."""
         self._thread.start()
 
-    def switch(self, pipeline: Pipeline) -> None:
-        """Fills for another model from the next batch on; batches of the old one come out first."""
-        self._pipeline = pipeline
+    @property
+    def pipeline(self) -> Pipeline:
+        """The model that the next batch is filled for."""
+        return self._pipeline
+
+    def switch(self, pipeline: Pipeline) -> Pipeline | None:
+        """Fills for another model from the next batch on; batches of the old one come out first.
+
+        Returns the old one if no batch was filled for it since its own switch: nobody will hand it over, so close it.
+        """
+        with self._switching:
+            old, used = self._pipeline, self._used
+            self._pipeline, self._used = pipeline, False
+        return None if used else old
 
     def take(self, timeout_s: float = _TICK_S) -> Batch | None:
         """The next batch; None when none comes in time. `done` must follow each."""
@@ -86,7 +104,7 @@ class Scheduler:
         self._ready.close()
         self._buffers.release()
         if self._thread.ident is not None:
-            self._thread.join(timeout=3)
+            self._thread.join(_END_S)
         left = []
         while batch := self._ready.get(timeout_s=0):
             left += [row.frame for row in batch.rows]
@@ -94,19 +112,30 @@ class Scheduler:
 
     def _run(self) -> None:
         try:
-            while not self._stop.is_set():
-                self._buffers.acquire()
-                pipeline = self._pipeline
-                frames = self._frames(pipeline.batch)
-                if not frames:
-                    return
-                if not self._ready.put(pipeline.prepare(frames, self._regions)):
-                    self._unqueued = frames
-                    return
+            while not self._stop.is_set() and (waiting := self._frames(self._pipeline.batch)):
+                while waiting:
+                    self._unqueued = waiting  # until somebody took them over
+                    taken = self._fill(waiting)
+                    if not taken:
+                        return
+                    waiting = waiting[taken:]
+                self._unqueued = []
         except Exception as error:  # noqa: BLE001  a defect must end the daemon loudly, not leave it without frames
             self.error = error
         finally:
             self._ready.close()
+
+    def _fill(self, frames: Sequence[Frame]) -> int:
+        """Prepares a batch of the first frames in the next free buffer; of how many, 0 once nobody takes any more."""
+        self._buffers.acquire()
+        if self._stop.is_set():
+            return 0
+        with self._switching:
+            pipeline, self._used = self._pipeline, True
+        self.busy_s = time.monotonic()
+        batch = pipeline.prepare(pipeline.next_of(frames), self._regions)
+        self.busy_s = None
+        return len(batch.rows) if self._ready.put(batch) else 0
 
     def _frames(self, most: int) -> list[Frame]:
         """One frame at least, up to `most`, each of another camera; empty once all have ended or a stop was asked for."""
@@ -129,16 +158,21 @@ class Scheduler:
         """The waiting frame of the camera that was served longest ago and is not in the batch yet."""
         cameras = {frame.camera for frame in taken}
         for capture in sorted(self._captures, key=lambda capture: self._served.get(capture.name, -1)):
-            if capture.name in cameras:
+            if capture.name in cameras or (frame := capture.queue.get(timeout_s=0)) is None:
                 continue
-            while (frame := capture.queue.get(timeout_s=0)) is not None:
-                if self._worth_a_look(frame):
-                    self._turn += 1
-                    self._served[capture.name] = self._turn
-                    return frame
-                self.dropped[capture.name]["motion"] += 1
+            self.looked_s = time.monotonic()
+            self._turn += 1
+            self._served[capture.name] = self._turn
+            if self._worth_a_look(frame):
+                return frame
+            self.dropped[capture.name]["motion"] += 1
+            self._changed.set()  # a file has its next frame at once
         return None
 
     def _worth_a_look(self, frame: Frame) -> bool:
         gate = self._gates.get(frame.camera)
-        return gate is None or gate.passes(frame.image, frame.captured_monotonic_s)
+        if gate is None:
+            return True
+        height, width = frame.image.shape[:2]
+        left, top, right, bottom = region_of((width, height), self._regions.get(frame.camera))
+        return gate.passes(frame.image[top:bottom, left:right], frame.captured_monotonic_s)

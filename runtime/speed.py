@@ -57,21 +57,27 @@ def fastest_engine(bundle: Bundle, precision: str, threads: int = 0, folder: Pat
 
 def _measure(bundle: Bundle, precision: str, threads: int) -> dict[str, float]:
     candidates = _open_all(bundle, precision, threads)
-    if not candidates:
-        raise BackendError(f"no engine here can run {bundle.path}; install one with: pip install 'edgeloop[cpu]'")
     canvas = bundle.preprocess.buffer(1)
     canvas[:] = np.random.default_rng(0).integers(0, 256, canvas.shape, dtype=np.uint8)
-    times: dict[str, list[float]] = {engine: [] for engine in candidates}
-    for backend in candidates.values():
-        warm(backend, canvas)
-    for _ in range(_RUNS if len(candidates) > 1 else 1):
+    times: dict[str, list[float]] = {}
+    try:
         for engine, backend in candidates.items():
-            time.sleep(SETTLE_S)
-            start = time.perf_counter()
-            backend.infer(canvas)
-            times[engine].append(time.perf_counter() - start)
-    for backend in candidates.values():
-        backend.close()
+            try:
+                warm(backend, canvas)
+                times[engine] = []
+            except BackendError as error:  # loads, but does not run
+                log.warning("left out: %s", error)
+        for _ in range(_RUNS if len(times) > 1 else 1):
+            for engine, values in times.items():
+                time.sleep(SETTLE_S)
+                start = time.perf_counter()
+                candidates[engine].infer(canvas)
+                values.append(time.perf_counter() - start)
+    finally:
+        for backend in candidates.values():
+            backend.close()
+    if not times:
+        raise BackendError(f"no engine here can run {bundle.path}; install one with: pip install 'edgeloop[cpu]'")
     return {engine: statistics.median(values) * 1e3 for engine, values in times.items()}
 
 

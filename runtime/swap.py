@@ -19,16 +19,20 @@ log = logging.getLogger(__name__)
 _Place = tuple[Path, tuple[tuple[str, int, int], ...]]
 
 
-def load_pipeline(config: ModelConfig, cameras: int = 1) -> Pipeline:
+def load_pipeline(config: ModelConfig, cameras: int = 1, running: Pipeline | None = None) -> Pipeline:
     """Opens, verifies, loads and warms the configured bundle; no engine sees one that the trust key did not sign.
 
-    A lone camera has no use for batches.
+    A lone camera has no use for batches. Beside a `running` model nothing is timed: its engine is taken where nobody has
+    measured.
 
     Raises like `Bundle.open`, `verify_bundle` and `open_backend`.
     """
     bundle = verify_bundle(config.bundle, config.trust_key) if config.trust_key else Bundle.open(config.bundle)
     batch = 1 if cameras == 1 else config.batch
-    return Pipeline.load(bundle, config.engine, config.precision, config.threads, config.confidence, batch)
+    return Pipeline.load(
+        bundle, config.engine, config.precision, config.threads, config.confidence, batch, cameras,
+        running.backend.engine if running else None,
+    )  # fmt: skip
 
 
 class BundleWatcher:
@@ -45,7 +49,8 @@ class BundleWatcher:
     def __init__(self, config: ModelConfig, running: Pipeline, cameras: int = 1) -> None:
         self._config, self._cameras = config, cameras
         self._seen = _place(config.bundle)
-        self._digest = running.bundle.digest
+        self._running = running
+        self._loaded = (running.bundle.digest, config, cameras)
         self._classes = running.bundle.manifest.classes
         self._ready: Pipeline | None = None
         self._lock = threading.Lock()
@@ -61,7 +66,7 @@ class BundleWatcher:
 
     def reconfigure(self, config: ModelConfig, cameras: int) -> None:
         """Loads anew with another configuration, at once."""
-        self._config, self._cameras, self._seen, self._digest = config, cameras, None, ""
+        self._config, self._cameras, self._seen = config, cameras, None
         self._wake.set()
 
     def take(self) -> Pipeline | None:
@@ -88,21 +93,23 @@ class BundleWatcher:
                 self._load()
 
     def _load(self) -> None:
+        config, cameras = self._config, self._cameras  # `reconfigure` may come meanwhile; the next look is for it
         try:
-            pipeline = load_pipeline(self._config, self._cameras)
-            if pipeline.bundle.digest == self._digest:  # copied over itself
+            pipeline = load_pipeline(config, cameras, self._running)
+            wanted = (pipeline.bundle.digest, config, cameras)
+            if wanted == self._loaded:  # copied over itself
                 pipeline.close()
                 return
             if pipeline.bundle.manifest.classes != self._classes:
                 pipeline.close()
-                raise BundleError(f"{self._config.bundle} has other classes; restart the daemon to change classes")
+                raise BundleError(f"{config.bundle} has other classes; restart the daemon to change classes")
         except Exception as error:  # whatever a broken release does to an engine, the running one goes on
             self.failed += 1
             self.refused = str(error)
             defect = None if isinstance(error, EdgeloopError) else error
             log.error("new bundle refused, the running one goes on: %s", error or repr(error), exc_info=defect)
             return
-        self._digest = pipeline.bundle.digest
+        self._loaded, self._running = wanted, pipeline
         with self._lock:
             stale, self._ready = self._ready, pipeline
         if stale:

@@ -14,7 +14,11 @@ _LOST_FRAMES = 30  # of 30 a second, as the library counts: how long an object m
 
 
 class Tracker:
-    """Follows the objects of one camera; a new stream epoch starts anew, with ids that were not used before."""
+    """Follows the objects of one camera; a new stream epoch starts anew, with ids that were not used before.
+
+    Attributes:
+        confidence: threshold at which a track begins, from the next epoch on.
+    """
 
     def __init__(self, confidence: float) -> None:
         """`confidence` is the threshold of detection; tracks begin there, since what is shown shall have an id.
@@ -27,7 +31,7 @@ class Tracker:
         except ImportError as error:
             raise MissingPackageError("trackers", "track") from error
         self._make = ByteTrackTracker
-        self._confidence = confidence
+        self.confidence = confidence
         self._tracker: Any = None
         self._epoch = -1
         self._offset = 0
@@ -45,8 +49,8 @@ class Tracker:
             self._epoch, self._offset = epoch, self._highest
             self._tracker = self._make(
                 lost_track_buffer=_LOST_FRAMES,
-                track_activation_threshold=self._confidence,
-                high_conf_det_threshold=self._confidence,
+                track_activation_threshold=self.confidence,
+                high_conf_det_threshold=self.confidence,
             )
         import supervision
 

@@ -28,6 +28,11 @@ def pytest_configure() -> None:
         os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest comes first, so that it does not keep one worker busy when the other has nothing left."""
+    items.sort(key=lambda item: item.name != "test_demo__closes_the_loop")
+
+
 @pytest.fixture(autouse=True)
 def _same_number_of_threads() -> Iterator[None]:
     """Ultralytics' exporter takes a core from torch for good, and a training with another number of threads ends elsewhere."""

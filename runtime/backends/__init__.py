@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -125,8 +126,12 @@ def open_model(engine: str, model: Path, precision: str, threads: int = 0) -> Ba
     return ENGINES[engine](model, precision, threads or len(os.sched_getaffinity(0)))
 
 
-def open_backend(bundle: Bundle, engine: str = AUTO, precision: str = AUTO, threads: int = 0) -> Backend:
+def open_backend(
+    bundle: Bundle, engine: str = AUTO, precision: str = AUTO, threads: int = 0, unmeasured: str | None = None
+) -> Backend:
     """Loads a bundle; `auto` takes the engine and precision that were measured as best on this device.
+
+    Where nobody has measured, the engines are timed now, or `unmeasured` is taken: beside a running engine times say nothing.
 
     Raises:
         BackendError, BundleError, MissingPackageError: as above, or the bundle lacks that precision.
@@ -139,40 +144,45 @@ def open_backend(bundle: Bundle, engine: str = AUTO, precision: str = AUTO, thre
         if engine == AUTO and not measured:
             from runtime.speed import fastest_engine  # it times the engines of this module
 
-            engine = fastest_engine(bundle, preferred.precision, threads)
+            engine = unmeasured or fastest_engine(bundle, preferred.precision, threads)
         else:
             engine = preferred.engine
         precision = preferred.precision
     return open_model(engine, model_file(bundle, engine, precision), precision, threads)
 
 
-def open_larger(bundle: Bundle, backend: Backend, batch: int | Literal["auto"], threads: int = 0) -> Backend | None:
-    """The same model as `backend` with a file for several frames at once, or None.
+def open_larger(
+    bundle: Bundle, backend: Backend, batch: int | Literal["auto"], cameras: int, threads: int = 0
+) -> tuple[Backend | None, int]:
+    """The same model as `backend` with a file for several frames at once, or None, and from how many frames it pays.
 
-    `auto` takes the largest that was measured on this device and is faster a frame than one by one; a number is taken as
-    it is, measured or not.
+    `auto` takes the file with which so many cameras were measured here to be served soonest, if that beats one by one; a
+    number is taken as it is, measured or not.
 
     Raises:
         BackendError, BundleError, MissingPackageError: as `open_backend`; the bundle has no file for that batch.
     """
-    form, wanted = form_here(backend.engine), batch
-    sizes = sorted(
-        {row.batch for row in bundle.manifest.variants if row.precision == backend.precision and row.form in ("any", form)}
-    )
-    if wanted == AUTO:
-        alone = _frame_ms(bundle, backend, 1)
-        faster = [size for size in sizes if size > 1 and _frame_ms(bundle, backend, size) < _WORTH * alone]
-        wanted = max(faster, default=1)
-    if wanted == 1:
-        return None
-    return open_model(backend.engine, bundle.model_path(backend.precision, form, int(wanted)), backend.precision, threads)
+    form, alone_ms = form_here(backend.engine), _batch_ms(bundle, backend, 1)
+    rows = (row for row in bundle.manifest.variants if row.precision == backend.precision and row.form in ("any", form))
+    sizes = {row.batch for row in rows if row.batch > 1}
+    if isinstance(batch, int):
+        size = batch
+    else:  # of cameras that all have a frame: how long a round of them takes
+        round_ms = {size: -(-cameras // size) * _batch_ms(bundle, backend, size) for size in sizes}
+        best = min(round_ms, key=lambda size: round_ms[size], default=1)
+        size = best if best > 1 and round_ms[best] < _WORTH * cameras * alone_ms else 1
+    if size == 1:
+        return None, 1
+    larger = open_model(backend.engine, bundle.model_path(backend.precision, form, size), backend.precision, threads)
+    ratio = _batch_ms(bundle, backend, size) / alone_ms
+    return larger, max(2, math.ceil(ratio)) if math.isfinite(ratio) else 2
 
 
-def _frame_ms(bundle: Bundle, backend: Backend, batch: int) -> float:
-    """Milliseconds of a frame in a batch of that size, as measured on this device; infinite where nobody did."""
+def _batch_ms(bundle: Bundle, backend: Backend, batch: int) -> float:
+    """Milliseconds of a batch of that size, as measured on this device; infinite where nobody did."""
     rows = measured_here(bundle)
     same = (row for row in rows if (row.engine, row.precision, row.batch) == (backend.engine, backend.precision, batch))
-    return min((row.latency_p50_ms / batch for row in same if not row.refused), default=float("inf"))
+    return min((row.latency_p50_ms for row in same if not row.refused), default=float("inf"))
 
 
 def model_file(bundle: Bundle, engine: str, precision: str) -> Path:

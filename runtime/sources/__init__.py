@@ -44,6 +44,10 @@ class Source(Protocol):
         """
         ...
 
+    def interrupt(self) -> None:
+        """Called from another thread: what `images` holds outside this process shall end now."""
+        ...
+
     def close(self) -> None:
         """Releases devices and connections."""
         ...

@@ -9,13 +9,16 @@ own size: https://wiki.multimedia.cx/index.php/YUV4MPEG2
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import select
 import shlex
 import shutil
 import signal
 import subprocess
+import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -30,15 +33,24 @@ _HEADER_BYTES = 256
 _FRAME = b"FRAME"
 _MOST_PIXELS = 8192 * 8192  # what comes through the pipe is not trusted with more memory than that
 _PIPE_BYTES = 1 << 20  # what Linux grants without privileges; 64 KiB would mean fifty wake-ups a frame
-_TAIL = "videoconvert ! video/x-raw,format=I420 ! y4menc ! fdsink fd=1"
+# A descriptor of its own: NVIDIA's camera source prints on stdout, which would end up between frames.
+_TAIL = "videoconvert ! video/x-raw,format=I420 ! y4menc ! fdsink fd={fd}"
 # Jetson's camera daemon hands out NV12 in GPU memory; nvvidconv brings it to the CPU.
 _CSI = "nvarguscamerasrc sensor-id={sensor} ! video/x-raw(memory:NVMM),format=NV12 ! nvvidconv ! video/x-raw,format=I420"
+_V4L2 = "v4l2src device={device} ! decodebin"
+_TOLD = 20  # lines of GStreamer that are kept
+_END_S = 1.0  # what a pipeline that has said its last may take to end
 _LATEST = "queue leaky=downstream max-size-buffers=1 max-size-bytes=0 max-size-time=0"
 
 
 def csi_pipeline(sensor: int) -> str:
     """The pipeline of a Jetson's CSI camera."""
     return _CSI.format(sensor=sensor)
+
+
+def v4l2_pipeline(device: str) -> str:
+    """The pipeline of a V4L2 device such as `/dev/video0`, raw or compressed."""
+    return _V4L2.format(device=shlex.quote(device))
 
 
 class GStreamerSource:
@@ -60,10 +72,11 @@ class GStreamerSource:
             SourceError: no picture within `open_timeout_s`.
         """
         self.live, self._name, self._read_timeout_s = live, redacted(pipeline), read_timeout_s
-        self._process = _launch(pipeline, live)
+        self._process, self._fd = _launch(pipeline, live)
         self.pid = self._process.pid
-        assert self._process.stdout is not None
-        self._fd = self._process.stdout.fileno()
+        self._said: deque[str] = deque(maxlen=_TOLD)
+        self._listener = threading.Thread(target=self._listen, name="gstreamer-stderr", daemon=True)
+        self._listener.start()
         self._buffer = bytearray()
         try:
             header = self._line(open_timeout_s)
@@ -90,14 +103,27 @@ class GStreamerSource:
             else:
                 raise SourceError(f"{self._name} sent {line[:20]!r}, which is no frame; check the pipeline")
 
-    def close(self) -> None:
-        """Ends the process and what it started, hanging or not."""
+    def interrupt(self) -> None:
+        """Ends the process and what it started, hanging or not; `images` then ends by itself."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
+
+    def close(self) -> None:
+        """Ends the process and lets go of its pipes."""
+        if self._fd < 0:
+            return
+        self.interrupt()
         self._process.wait()
-        for pipe in (self._process.stdout, self._process.stderr):
-            if pipe:
-                pipe.close()
+        self._listener.join()
+        os.close(self._fd)
+        self._fd = -1
+
+    def _listen(self) -> None:
+        """Empties the pipe of stderr: a full one would stop the pipeline."""
+        assert self._process.stderr is not None
+        with self._process.stderr as told:
+            for line in told:
+                self._said.append(line.decode("utf-8", "replace").strip())
 
     def _picture(self) -> NDArray[np.uint8]:
         width, height = self._size_wh
@@ -165,36 +191,44 @@ class GStreamerSource:
             SourceRefusedError: the pipeline cannot be built.
             SourceError: it ran and broke.
         """
-        code = self._process.wait()
+        try:
+            code = self._process.wait(_END_S)
+        except subprocess.TimeoutExpired:  # its stream ended, it did not
+            self.interrupt()
+            code = self._process.wait()
         if code == 0:
             return
-        assert self._process.stderr is not None
-        told = self._process.stderr.read(1 << 16).decode("utf-8", "replace")
-        lines = [line.strip() for line in told.splitlines() if "ERROR" in line or "WARNING: erroneous" in line]
+        self._listener.join(_END_S)
+        lines = [line for line in self._said if "ERROR" in line or "WARNING: erroneous" in line]
         reason = redacted(lines[0]) if lines else f"exit code {code}"
         kind = SourceRefusedError if "erroneous pipeline" in reason else SourceError
         raise kind(f"{self._name} failed in GStreamer: {reason}; try it with gst-launch-1.0")
 
 
-def _launch(pipeline: str, live: bool) -> subprocess.Popen[bytes]:
+def _launch(pipeline: str, live: bool) -> tuple[subprocess.Popen[bytes], int]:
+    """The process, and the descriptor where its frames arrive."""
     if shutil.which("gst-launch-1.0") is None:
         raise SourceRefusedError(
             "GStreamer is not installed; on Debian, Ubuntu and Jetson: apt-get install gstreamer1.0-tools gstreamer1.0-plugins-good"
         )
+    frames, sink = os.pipe()
     try:
-        words = shlex.split(f"{pipeline} ! {_LATEST + ' ! ' if live else ''}{_TAIL}")
+        words = shlex.split(f"{pipeline} ! {_LATEST + ' ! ' if live else ''}{_TAIL.format(fd=sink)}")
+        process = subprocess.Popen(
+            ["gst-launch-1.0", "-q", *words], pass_fds=[sink], start_new_session=True, bufsize=0,
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        )  # fmt: skip
     except ValueError as error:
+        os.close(frames)
         raise SourceRefusedError(f"the pipeline {redacted(pipeline)!r} cannot be read: {error}; check its quotes") from error
-    process = subprocess.Popen(
-        ["gst-launch-1.0", "-q", *words],
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0, start_new_session=True,
-    )  # fmt: skip
-    assert process.stdout is not None
-    with contextlib.suppress(OSError, ImportError, AttributeError):
-        import fcntl
-
-        fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)  # Python 3.10 names it; the kernel may grant less
-    return process
+    except OSError as error:
+        os.close(frames)
+        raise SourceError(f"GStreamer cannot be started: {error.strerror}; check memory and limits") from error
+    finally:
+        os.close(sink)
+    with contextlib.suppress(OSError, AttributeError):  # the kernel may grant less
+        fcntl.fcntl(frames, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+    return process, frames
 
 
 def _parse_header(header: str, name: str) -> tuple[tuple[int, int], float | None]:

@@ -39,5 +39,8 @@ class ImagesSource:
             if not self._loop:
                 return
 
+    def interrupt(self) -> None:
+        """Nothing waits."""
+
     def close(self) -> None:
         """Nothing to release."""

@@ -105,6 +105,9 @@ class SimulatedSource:
             yield self.line.image(index)
             index += 1
 
+    def interrupt(self) -> None:
+        """Nothing waits."""
+
     def close(self) -> None:
         """Nothing to release."""
 

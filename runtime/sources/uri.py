@@ -9,6 +9,11 @@ from collections.abc import Mapping
 # harms nobody. Anchored at ://, so that a long text without any address takes linear time.
 _ADDRESS = re.compile(r"://(\S*@)?([^\s?]*)(\?\S*)?")
 
+# How GStreamer's elements are given theirs: rtspsrc user-id=… user-pw=….
+_SECRET = re.compile(
+    r"((?:user-id|user-pw|proxy-id|proxy-pw|password|passphrase|extra-headers)\s*=\s*)(?:\"[^\"]*\"|'[^']*'|\S+)"
+)
+
 
 def is_live(uri: str) -> bool:
     """Whether a URI names a device or a stream, whose frames are gone when nobody takes them."""
@@ -20,6 +25,7 @@ def redacted(text: str) -> str:
 
     Each URI ends at white space, so what follows one without a space may be hidden with it.
     """
+    text = _SECRET.sub(r"\1***", text)
     return _ADDRESS.sub(lambda found: f"://{'***@' if found[1] else ''}{found[2]}{'?***' if found[3] else ''}", text)
 
 

@@ -1,4 +1,4 @@
-"""Video files, RTSP and HTTP streams and V4L2 devices through PyAV (FFmpeg's libraries).
+"""Video files, RTSP and HTTP streams through PyAV (FFmpeg's libraries).
 
 PyAV and not OpenCV, because of what OpenCV cannot do: options and timeouts of each stream (OpenCV has one environment
 variable for all), an error that says what was wrong (password, codec, silence), key frames and damaged frames that are told
@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 OPEN_TIMEOUT_S = 5.0  # connecting, handshake and the stream's description
 READ_TIMEOUT_S = 5.0  # the longest silence of a camera; a frame a second is slow already
 _WHOLE = 0.98  # share of the announced frames; containers round
+_ENTRY_S = 20.0  # cameras with "smart" codecs send a key frame every ten seconds
 _DAMAGED = 100  # frames in a row that do not decode; ten seconds at 10 frames/s of garbage is no camera
 _QUARTER_TURN = 90
 
@@ -54,10 +55,10 @@ class VideoOptions:
 
 
 class VideoSource:
-    """A file, `/dev/videoN` or a stream URL.
+    """A file or a stream URL.
 
     Attributes:
-        live: True for devices and streams: frames that nobody takes are gone.
+        live: True for streams: frames that nobody takes are gone.
         fps: the file's own rate, None where unknown.
     """
 
@@ -98,14 +99,18 @@ class VideoSource:
             self._container, self._stream = self._open()
 
     def close(self) -> None:
-        """Releases the device or the connection."""
+        """Releases the file or the connection."""
         self._container.close()
+
+    def interrupt(self) -> None:
+        """Nothing to do: FFmpeg's own timeouts end what waits."""
 
     def _frames(self) -> Iterator[VideoFrame]:
         """Whole frames, from the first key frame on."""
         import av
 
-        entered, damaged, heard_s = not self.live, 0, time.monotonic()
+        entered, damaged = not self.live, 0
+        heard_s = whole_s = time.monotonic()
         try:
             for packet in self._container.demux(self._stream):
                 silent_s, heard_s = time.monotonic() - heard_s, time.monotonic()
@@ -120,8 +125,13 @@ class VideoSource:
                 for frame in frames:
                     entered = entered or bool(frame.key_frame)
                     if entered and not (self.live and frame.is_corrupt):
-                        damaged = 0
+                        damaged, whole_s = 0, heard_s
                         yield frame
+                if self.live and heard_s - whole_s > max(_ENTRY_S, 2 * self._options.read_timeout_s):
+                    raise SourceError(
+                        f"{self._name} sends data, but no whole picture for {heard_s - whole_s:.0f} s; "
+                        "let it send key frames more often, or check the network"
+                    )
                 if damaged > _DAMAGED and self.live:
                     raise SourceError(f"{self._name} sends {damaged} packets in a row that are no video; check the camera")
         except av.error.FFmpegError as error:
@@ -138,10 +148,9 @@ class VideoSource:
 
         av.logging.set_level(None)  # FFmpeg's own complaints repeat ours, with passwords
         timeout = (self._options.open_timeout_s, self._options.read_timeout_s) if self.live else None
-        form = "v4l2" if self._uri.startswith("/dev/") else None
         began_s = time.monotonic()
         try:
-            container = av.open(self._uri, format=form, options=self._demuxer_options(), timeout=timeout)
+            container = av.open(self._uri, options=self._demuxer_options(), timeout=timeout)
         except av.error.FFmpegError as error:
             waited_s = time.monotonic() - began_s
             raise self._silence(waited_s) if timeout and waited_s >= timeout[0] else self._refusal(error) from error
@@ -150,6 +159,10 @@ class VideoSource:
             if not container.streams.video:
                 raise SourceRefusedError(f"{self._name} has no video stream that can be decoded; check its codec")
             stream = container.streams.video[0]
+            if stream.codec_context is None:
+                raise SourceRefusedError(
+                    f"{self._name} has a video stream of a codec that nothing here decodes; use H.264 or MJPEG"
+                )
             # Frame threads hold back one frame each: right for a file, late for a camera.
             stream.thread_type = "SLICE" if self.live else "AUTO"
             stream.codec_context.thread_count = 2

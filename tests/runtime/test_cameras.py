@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -18,8 +19,9 @@ import pytest
 from runtime.capture import Capture
 from runtime.config import CameraConfig
 from runtime.errors import SourceError, SourceRefusedError
+from runtime.sources import Source
 from runtime.sources.gstreamer import GStreamerSource
-from runtime.sources.simulated import Line
+from runtime.sources.simulated import Line, SimulatedSource
 from runtime.sources.video import VideoOptions, VideoSource
 from tests.servers import RtspServer, free_port, rtsp_missing
 
@@ -51,8 +53,9 @@ def watch() -> Iterator[Callable[..., Capture]]:
     """Starts captures and stops them."""
     started: list[Capture] = []
 
-    def start(name: str = "cam", **camera: object) -> Capture:
-        capture = Capture(name, CameraConfig.model_validate(camera), threading.Event())
+    def start(name: str = "cam", **camera: Any) -> Capture:
+        extra = {key: camera.pop(key) for key in ("pauses_s", "refused_s", "open_source") if key in camera}
+        capture = Capture(name, CameraConfig.model_validate(camera), threading.Event(), **extra)
         capture.start()
         started.append(capture)
         return capture
@@ -91,11 +94,11 @@ def test_capture__a_killed_server_comes_back_with_another_size(
 
 def test_capture__a_frozen_server_is_stalled_then_back(server: RtspServer, watch: Callable[..., Capture]) -> None:
     """Savant#860, frigate#7764: a camera that freezes must be told and recover, without black frames."""
-    capture = watch(source=rtsp(server.url))
+    capture = watch(source=rtsp(server.url, silence_s=4))
     wait(lambda: capture.interval_s is not None and capture.state == "running")
     server.freeze()
-    wait(lambda: capture.state == "stalled", 1.4)
-    wait(lambda: capture.state == "reconnecting", 3)
+    wait(lambda: capture.state == "stalled")
+    wait(lambda: capture.state == "reconnecting")
     assert "gave nothing for" in capture.reason
     before = capture.read
     while capture.queue.get(timeout_s=0) is not None:
@@ -104,27 +107,51 @@ def test_capture__a_frozen_server_is_stalled_then_back(server: RtspServer, watch
     assert capture.read == before
     server.thaw()
     thawed_s = time.monotonic()
-    wait(lambda: capture.state == "running", 5)
+    wait(lambda: capture.state == "running")
     frame = capture.queue.get(timeout_s=5)
     assert frame is not None
     assert frame.captured_monotonic_s >= thawed_s
     assert frame.image.mean() > 1  # a picture
 
 
-def test_capture__a_dead_camera_leaks_nothing(watch: Callable[..., Capture], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_capture__a_dead_camera_leaks_nothing(watch: Callable[..., Capture]) -> None:
     """jetson-utils#148: creating a dead source again and again."""
-    monkeypatch.setattr("runtime.capture._RECONNECT_FIRST_S", 0.001)
-    monkeypatch.setattr("runtime.capture._RECONNECT_MOST_S", 0.002)
-    capture = watch(source=rtsp(f"rtsp://127.0.0.1:{free_port()}/x"))
+    capture = watch(source=rtsp(f"rtsp://127.0.0.1:{free_port()}/x"), pauses_s=(0.001, 0.002))
     wait(lambda: capture.state == "reconnecting")
     descriptors, threads = set(), set()
     for _ in range(20):
         time.sleep(0.1)
         descriptors.add(len(list(Path("/proc/self/fd").iterdir())))
-        threads.add(threading.active_count())
+        threads.add(sum(thread.name.startswith("capture-") for thread in threading.enumerate()))
     assert max(descriptors) - min(descriptors) <= 3  # a socket that is being tried
-    assert len(threads) == 1
+    assert threads == {1}
     assert "Connection refused" in capture.reason
+
+
+def test_capture__a_source_that_breaks_in_any_way_is_tried_again(watch: Callable[..., Capture]) -> None:
+    tries = []
+
+    def broken(_: object) -> Source:
+        tries.append(1)
+        if len(tries) < 4:
+            raise OSError(24, "Too many open files")
+        return SimulatedSource(Line(1, (64, 64)), None, 0)
+
+    capture = watch(source=rtsp("rtsp://127.0.0.1:9/x"), pauses_s=(0.001, 0.002), refused_s=0.001, open_source=broken)
+    wait(lambda: capture.read > 3)
+    assert capture.error is None
+    assert len(tries) == 4
+
+
+def test_video_source__a_codec_that_nobody_knows(tmp_path: Path) -> None:
+    if not shutil.which("ffmpeg"):
+        pytest.skip("apt-get install ffmpeg")
+    path = tmp_path / "a.mkv"
+    source = "testsrc2=size=64x64:rate=5:duration=1"
+    subprocess.run(["ffmpeg", "-v", "error", "-f", "lavfi", "-i", source, "-c:v", "mjpeg", str(path)], check=True)
+    path.write_bytes(path.read_bytes().replace(b"V_MJPEG", b"V_NOONE"))
+    with pytest.raises(SourceRefusedError, match="codec"):
+        VideoSource(str(path))
 
 
 def test_capture__a_wrong_password_is_refused_and_not_told(
