@@ -16,7 +16,7 @@ from benchmarks.watching import Running, results, running, slope_per
 from runtime.bundle import Bundle, publish
 from runtime.metrics import percentiles
 
-SWAPS, BROKEN_EVERY, LOAD, RUN_S = 200, 4, 0.5, 1.5
+SWAPS, BROKEN_EVERY, LOAD, RUN_S = 200, 4, 0.5, 0.5
 CAMERAS = 2
 
 
