@@ -45,6 +45,5 @@ class Annotator:
             detections = tracker.update(detections, frame.epoch, frame.captured_monotonic_s)
         if camera is None or not (camera.track or camera.zones):
             return result
-        height, width = frame.image.shape[:2]
-        zones = in_zones(detections, camera.zones, (width, height))
+        zones = in_zones(detections, camera.zones, frame.size_wh)
         return dataclasses.replace(result, detections=detections, zones=zones)

@@ -18,12 +18,9 @@ import time
 from collections import Counter
 from collections.abc import Callable
 
-import numpy as np
-from numpy.typing import NDArray
-
 from runtime.config import FPS_MAX, CameraConfig, SourceConfig
 from runtime.errors import SourceError, SourceRefusedError
-from runtime.frame import Frame
+from runtime.frame import Frame, Picture
 from runtime.queues import BoundedQueue
 from runtime.sources import Source, open_source
 from runtime.status import CameraState
@@ -226,7 +223,7 @@ class Capture:
             if not self._take(image):
                 return
 
-    def _take(self, image: NDArray[np.uint8]) -> bool:
+    def _take(self, image: Picture) -> bool:
         """Stamps a picture and offers it; False once the queue is closed."""
         if self._stop.is_set():
             return False
@@ -244,7 +241,7 @@ class Capture:
         self._changed.set()
         return True
 
-    def _note(self, image: NDArray[np.uint8], now_s: float) -> None:
+    def _note(self, image: Picture, now_s: float) -> None:
         """State, epoch, size and rate, as this picture shows them."""
         size_wh = (image.shape[1], image.shape[0])
         back = self._state in ("reconnecting", "failed") and self.last_frame_s is not None

@@ -20,7 +20,7 @@ from runtime.errors import BackendError, ConfigError
 from runtime.frame import Frame
 from runtime.postprocess import Outputs, Thresholds, detections_from_outputs
 from runtime.preprocess import Letterbox
-from runtime.regions import Region, region_of
+from runtime.regions import Region, cropped, region_of
 
 _BUFFERS = 2  # one is filled while the other runs
 
@@ -218,7 +218,6 @@ def thresholds_of(bundle: Bundle, confidence: float | Mapping[str, float] | None
 
 def _row(inputs: Inputs, row: int, frame: Frame, region: Region | None) -> Row:
     start = time.perf_counter()
-    height, width = frame.image.shape[:2]
-    left, top, right, bottom = region_of((width, height), region)
-    letterbox = inputs.put(row, frame.image[top:bottom, left:right])
+    left, top, right, bottom = region_of(frame.size_wh, region)
+    letterbox = inputs.put(row, cropped(frame.picture, (left, top, right, bottom)))
     return Row(frame, letterbox, left, top, time.perf_counter() - start)

@@ -13,6 +13,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.frame import Picture, Planes
+
 PAD_VALUE = 114  # the grey that YOLO models are trained with
 STRIDE = 32  # coarsest feature map of the P3-P5 families
 
@@ -83,10 +85,11 @@ class Preprocess:
         left, top = round((width - inner_w) / 2 - 0.1), round((height - inner_h) / 2 - 0.1)
         return Letterbox(gain, left, top, source_wh), (inner_w, inner_h)
 
-    def letterbox(self, image: NDArray[np.uint8], canvas: NDArray[np.uint8]) -> Letterbox:
+    def letterbox(self, image: Picture, canvas: NDArray[np.uint8]) -> Letterbox:
         """Resizes `image` (h, w, 3) BGR into `canvas` (height, width, 3) in place, keeping its proportions.
 
-        Bilinear, centred, enlarging small images too: the arithmetic of Ultralytics' `LetterBox(auto=False)`.
+        Bilinear, centred, enlarging small images too: the arithmetic of Ultralytics' `LetterBox(auto=False)`. A video's
+        planes are resized before they become BGR, which changes pixels by a grey level or two where colours meet.
         """
         source_h, source_w = image.shape[:2]
         letterbox, (inner_w, inner_h) = self.place((source_w, source_h))
@@ -94,6 +97,11 @@ class Preprocess:
         canvas[:top], canvas[top + inner_h :] = self.pad_value, self.pad_value
         canvas[:, :left], canvas[:, left + inner_w :] = self.pad_value, self.pad_value
         inner = canvas[top : top + inner_h, left : left + inner_w]
+        if isinstance(image, Planes):
+            if inner_w % 2 == inner_h % 2 == 0:
+                image.resized((inner_w, inner_h)).bgr(inner)
+                return letterbox
+            image = image.bgr()
         if (inner_w, inner_h) == (source_w, source_h):
             inner[:] = image
         else:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.detections import Detections
+from runtime.frame import Picture, Planes
 
 _WIDTH = 160  # pixels; a person 100 px wide in a 1080p picture still covers eight of them
 _CHANGED = 15  # grey levels: twice the noise of a camera at dusk after the blur
@@ -18,12 +19,29 @@ Region = tuple[float, float, float, float]
 
 
 def region_of(size_wh: tuple[int, int], region: Region | None) -> tuple[int, int, int, int]:
-    """Left, top, right, bottom in pixels of a region given in shares of the picture; at least a pixel each way."""
+    """Left, top, right, bottom in pixels of a region given in shares of the picture.
+
+    At even pixels, since video has colour for every second only, but for the picture's own edges; at least two each way
+    where the picture has them.
+    """
     width, height = size_wh
     if region is None:
         return 0, 0, width, height
-    left, top = min(round(region[0] * width), width - 1), min(round(region[1] * height), height - 1)
-    return left, top, max(round(region[2] * width), left + 1), max(round(region[3] * height), top + 1)
+    (left, right), (top, bottom) = _even_span(region[0], region[2], width), _even_span(region[1], region[3], height)
+    return left, top, right, bottom
+
+
+def _even_span(begin: float, end: float, length: int) -> tuple[int, int]:
+    first = min(round(begin * length / 2) * 2, max(0, (length - 1) // 2 * 2))
+    return first, min(max(round(end * length / 2) * 2, first + 2), length)
+
+
+def cropped(picture: Picture, box_ltrb: tuple[int, int, int, int]) -> Picture:
+    """The part of a picture that `region_of` tells; a view."""
+    left, top, right, bottom = box_ltrb
+    if isinstance(picture, Planes):
+        return picture.cropped(left, top, right, bottom)
+    return picture[top:bottom, left:right]
 
 
 class MotionGate:
@@ -39,11 +57,13 @@ class MotionGate:
         self._last: NDArray[np.uint8] | None = None
         self._passed_s = float("-inf")
 
-    def passes(self, image: NDArray[np.uint8], now_s: float) -> bool:
-        """Whether to look at `image`, uint8 (h, w, 3), taken at `now_s` of the monotonic clock."""
-        height = max(1, round(_WIDTH * image.shape[0] / image.shape[1]))
-        small = cv2.resize(image, (_WIDTH, height), interpolation=cv2.INTER_AREA)
-        grey = np.asarray(cv2.blur(cv2.cvtColor(small, cv2.COLOR_BGR2GRAY), _BLUR), np.uint8)
+    def passes(self, picture: Picture, now_s: float) -> bool:
+        """Whether to look at a picture that was taken at `now_s` of the monotonic clock."""
+        height = max(1, round(_WIDTH * picture.shape[0] / picture.shape[1]))
+        whole = picture.luma if isinstance(picture, Planes) else picture
+        small = cv2.resize(whole, (_WIDTH, height), interpolation=cv2.INTER_AREA)
+        small = small if small.ndim == 2 else cv2.cvtColor(small, cv2.COLOR_BGR2GRAY)
+        grey = np.asarray(cv2.blur(small, _BLUR), np.uint8)
         if now_s - self._passed_s < self._every_s and not self._moved(grey):
             return False
         self._last, self._passed_s = grey, now_s

@@ -16,7 +16,7 @@ from runtime.capture import Capture
 from runtime.frame import Frame
 from runtime.pipeline import Batch, Pipeline
 from runtime.queues import BoundedQueue
-from runtime.regions import MotionGate, Region, region_of
+from runtime.regions import MotionGate, Region, cropped, region_of
 
 _END_S = 0.5  # for a batch that is being filled
 _TICK_S = 0.2  # how long a stop request may wait while no frame comes
@@ -173,6 +173,5 @@ class Scheduler:
         gate = self._gates.get(frame.camera)
         if gate is None:
             return True
-        height, width = frame.image.shape[:2]
-        left, top, right, bottom = region_of((width, height), self._regions.get(frame.camera))
-        return gate.passes(frame.image[top:bottom, left:right], frame.captured_monotonic_s)
+        region = region_of(frame.size_wh, self._regions.get(frame.camera))
+        return gate.passes(cropped(frame.picture, region), frame.captured_monotonic_s)

@@ -11,6 +11,7 @@ from runtime.cuda.driver import NO_GPU, Buffer, Bytes, Cuda, Event, HostBuffer, 
 from runtime.cuda.letterbox import Job, LetterboxKernels, job_for
 from runtime.cuda.owner import Owner
 from runtime.errors import BackendError
+from runtime.frame import Picture, Planes
 from runtime.preprocess import Letterbox, Preprocess
 from runtime.tensorrt.device import find_device
 
@@ -92,13 +93,16 @@ class DeviceInputs:
         self._buffer, self.ready = uploader.owner.call(self._take)
         self.pointer = self._buffer.pointer
 
-    def put(self, row: int, image: NDArray[np.uint8]) -> Letterbox:
+    def put(self, row: int, image: Picture) -> Letterbox:
         """See `Inputs.put`; returns once the frame is copied, not once it has arrived.
 
         Raises:
             BackendError: the frame is too large, or the GPU has no memory for it.
             DeviceLostError: the GPU failed.
         """
+        if isinstance(image, Planes):
+            chroma = np.dstack([image.u, image.v]).reshape(image.u.shape[0], -1)
+            return self.put_nv12(row, image.luma, chroma)
         job = job_for(self._preprocess, (image.shape[1], image.shape[0]))
         staged = self._staging(row, image.nbytes)
         np.copyto(staged.reshape(image.shape), image)  # without the interpreter's lock

@@ -7,6 +7,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.frame import Picture
 from runtime.preprocess import Letterbox, Preprocess
 
 
@@ -19,8 +20,8 @@ class Inputs(Protocol):
 
     batch: int
 
-    def put(self, row: int, image: NDArray[np.uint8]) -> Letterbox:
-        """Letterboxes a frame into a row; `image` is uint8 (h, w, 3) BGR, also a view, and free again on return.
+    def put(self, row: int, image: Picture) -> Letterbox:
+        """Letterboxes a frame into a row; `image` is BGR uint8 (h, w, 3) or YUV, also a view, and free again on return.
 
         Raises:
             BackendError: a GPU backend cannot take it.
@@ -39,7 +40,7 @@ class HostInputs:
     def __init__(self, images: NDArray[np.uint8], preprocess: Preprocess) -> None:
         self.batch, self.images, self._preprocess = len(images), images, preprocess
 
-    def put(self, row: int, image: NDArray[np.uint8]) -> Letterbox:
+    def put(self, row: int, image: Picture) -> Letterbox:
         """See `Inputs.put`."""
         return self._preprocess.letterbox(image, self.images[row])
 

@@ -6,9 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
+from runtime.frame import Picture
 from runtime.sources.gstreamer import GStreamerSource
 from runtime.sources.images import ImagesSource
 from runtime.sources.simulated import Line, SimulatedSource
@@ -36,8 +34,8 @@ class Source(Protocol):
         """See above."""
         ...
 
-    def images(self) -> Iterator[NDArray[np.uint8]]:
-        """Yields uint8 (h, w, 3) BGR pictures, each its own array, until the source ends.
+    def images(self) -> Iterator[Picture]:
+        """Yields pictures, BGR or YUV, each its own memory, until the source ends.
 
         Raises:
             SourceError: the source gives something that is no picture.

@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.errors import SourceError, SourceRefusedError
+from runtime.frame import Picture, Planes
 from runtime.sources.uri import redacted
 
 _HEADER_BYTES = 256
@@ -88,7 +89,7 @@ class GStreamerSource:
             self.close()
             raise
 
-    def images(self) -> Iterator[NDArray[np.uint8]]:
+    def images(self) -> Iterator[Picture]:
         """Yields pictures until the pipeline ends.
 
         Raises:
@@ -125,7 +126,7 @@ class GStreamerSource:
             for line in told:
                 self._said.append(line.decode("utf-8", "replace").strip())
 
-    def _picture(self) -> NDArray[np.uint8]:
+    def _picture(self) -> Picture:
         width, height = self._size_wh
         packed, padded = _I420(width, height), _I420(width, height, 4)
         if self._layout is None:
@@ -133,7 +134,7 @@ class GStreamerSource:
         layout = self._layout
         data = np.empty(layout.size, np.uint8)
         self._read_into(data.data)
-        return layout.bgr(data)
+        return layout.picture(data)
 
     def _packs(self, packed: _I420) -> bool:
         """Whether rows follow each other without padding, as the format says; GStreamer before 1.24 aligns them to four bytes.
@@ -267,15 +268,15 @@ class _I420:
         rows, luma, chroma = self._even
         return rows * luma + 2 * ((rows + 1) // 2) * chroma
 
-    def bgr(self, data: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """uint8 (height, width, 3) from the bytes of a picture."""
+    def picture(self, data: NDArray[np.uint8]) -> Picture:
+        """From the bytes of a picture; those with even sides stay planes, which are views of the bytes."""
         rows, luma, chroma = self._even
         half_h, half_w = (rows + 1) // 2, (self.width + 1) // 2
-        if (rows, luma, chroma) == (2 * half_h, 2 * half_w, half_w):  # what OpenCV's I420 is
-            even = data.reshape(rows * 3 // 2, luma)
-        else:
-            even = np.empty((3 * half_h, 2 * half_w), np.uint8)
-            picture = data[: rows * luma].reshape(rows, luma)[: self.height, : self.width]
-            even[: 2 * half_h] = np.pad(picture, ((0, 2 * half_h - self.height), (0, 2 * half_w - self.width)), mode="edge")
-            even[2 * half_h :] = data[rows * luma :].reshape(2 * half_h, chroma)[:, :half_w].reshape(half_h, 2 * half_w)
+        if self.height % 2 == self.width % 2 == 0:
+            u, v = data[rows * luma :].reshape(2, half_h, chroma)[:, :, :half_w]
+            return Planes(data[: rows * luma].reshape(rows, luma)[:, : self.width], u, v)
+        even = np.empty((3 * half_h, 2 * half_w), np.uint8)  # what OpenCV calls I420
+        image = data[: rows * luma].reshape(rows, luma)[: self.height, : self.width]
+        even[: 2 * half_h] = np.pad(image, ((0, 2 * half_h - self.height), (0, 2 * half_w - self.width)), mode="edge")
+        even[2 * half_h :] = data[rows * luma :].reshape(2 * half_h, chroma)[:, :half_w].reshape(half_h, 2 * half_w)
         return np.ascontiguousarray(cv2.cvtColor(even, cv2.COLOR_YUV2BGR_I420)[: self.height, : self.width], np.uint8)

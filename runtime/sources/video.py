@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from runtime.errors import SourceError, SourceRefusedError, first_line
+from runtime.frame import Picture, Planes
 from runtime.sources.uri import is_live, redacted
 
 if TYPE_CHECKING:  # opening a camera imports it: a tenth of a second that a folder replay need not wait
@@ -36,6 +36,8 @@ _WHOLE = 0.98  # share of the announced frames; containers round
 _ENTRY_S = 20.0  # cameras with "smart" codecs send a key frame every ten seconds
 _DAMAGED = 100  # frames in a row that do not decode; ten seconds at 10 frames/s of garbage is no camera
 _QUARTER_TURN = 90
+# AVColorSpace and AVColorRange: what FFmpeg itself takes for BT.601, and the range of JPEG.
+_BT601, _FULL_RANGE = (2, 5, 6), 2  # unspecified, BT.470 BG, SMPTE 170M
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +81,7 @@ class VideoSource:
         rate = float(self._stream.average_rate or 0)
         self.fps = rate if not self.live and 0 < rate < 1000 else None
 
-    def images(self) -> Iterator[NDArray[np.uint8]]:
+    def images(self) -> Iterator[Picture]:
         """Yields decoded pictures until the file ends or the stream breaks.
 
         Raises:
@@ -89,7 +91,7 @@ class VideoSource:
             read = 0
             for frame in self._frames():
                 read += 1
-                yield _bgr(frame)
+                yield _picture(frame)
             if read == 0 and not self.live:
                 raise SourceError(f"{self._name} holds no frame that can be decoded; check the file or its codec")
             if self.live or not self._options.loop:
@@ -196,8 +198,21 @@ class VideoSource:
         )
 
 
-def _bgr(frame: VideoFrame) -> NDArray[np.uint8]:
-    """The picture, the right way up: uint8 (h, w, 3)."""
+def _picture(frame: VideoFrame) -> Picture:
+    """The picture, the right way up."""
+    if _is_plain(frame):
+        luma, u, v = (np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size) for plane in frame.planes)
+        half_h, half_w = frame.height // 2, frame.width // 2
+        return Planes(luma[: frame.height, : frame.width], u[:half_h, :half_w], v[:half_h, :half_w])
     image = np.asarray(frame.to_ndarray(format="bgr24"), np.uint8)
     turns = round(frame.rotation / _QUARTER_TURN) % 4
     return np.ascontiguousarray(np.rot90(image, turns)) if turns else image
+
+
+def _is_plain(frame: VideoFrame) -> bool:
+    """Whether its planes are what `Planes` are; anything else FFmpeg turns into BGR."""
+    if frame.format.name != "yuv420p" or frame.colorspace not in _BT601 or frame.color_range == _FULL_RANGE:
+        return False
+    return (
+        frame.width % 2 == frame.height % 2 == 0 and not frame.rotation and all(plane.line_size > 0 for plane in frame.planes)
+    )

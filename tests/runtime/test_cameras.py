@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import shutil
 import subprocess
@@ -15,10 +16,12 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from runtime.capture import Capture
 from runtime.config import CameraConfig
 from runtime.errors import SourceError, SourceRefusedError
+from runtime.frame import Frame, Picture, Planes
 from runtime.sources import Source
 from runtime.sources.gstreamer import GStreamerSource
 from runtime.sources.simulated import Line, SimulatedSource
@@ -63,6 +66,10 @@ def watch() -> Iterator[Callable[..., Capture]]:
     yield start
     for capture in started:
         capture.stop()
+
+
+def bgr(picture: Picture) -> NDArray[np.uint8]:
+    return Frame(picture, "cam", 0, 0.0, 0.0).image
 
 
 def rtsp(url: str, silence_s: float = 1.5) -> dict[str, object]:
@@ -254,9 +261,20 @@ def test_video_source__turns_pictures_the_right_way_up(tmp_path: Path) -> None:
     seen = cv2.VideoCapture(str(turned))
     expected = seen.read()[1]
     seen.release()
-    image = next(VideoSource(str(turned)).images())
+    image = bgr(next(VideoSource(str(turned)).images()))
     assert image.shape == expected.shape == (64, 32, 3)
     assert np.abs(image.astype(int) - expected).mean() < 8
+
+
+@pytest.mark.data
+def test_video_source__planes_are_what_opencv_shows(data_dir: Path) -> None:
+    path = str(data_dir / "videos" / "intel_car-detection.mp4")
+    seen = cv2.VideoCapture(path)
+    for picture in itertools.islice(VideoSource(path).images(), 3):
+        assert isinstance(picture, Planes)
+        difference = np.abs(bgr(picture).astype(int) - seen.read()[1])
+        assert difference.mean() < 2
+    seen.release()
 
 
 @needs_gstreamer
@@ -264,7 +282,7 @@ def test_video_source__turns_pictures_the_right_way_up(tmp_path: Path) -> None:
 def test_gstreamer_source__any_size(width: int, height: int) -> None:
     caps = f"video/x-raw,width={width},height={height},framerate=25/1"
     source = GStreamerSource(f"videotestsrc num-buffers=4 pattern=red ! {caps}", live=False)
-    images = list(source.images())
+    images = [bgr(picture) for picture in source.images()]
     source.close()
     assert (len(images), source.fps) == (4, 25.0)
     for image in images:
