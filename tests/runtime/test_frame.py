@@ -48,7 +48,7 @@ def test_letterbox__of_planes_is_that_of_their_bgr(half_w: int, half_h: int, siz
     spec = Preprocess(size_wh)
     ours, theirs = spec.buffer(2)
     assert spec.letterbox(planes, ours) == spec.letterbox(planes.bgr(), theirs)
-    assert np.abs(ours.astype(int) - theirs).mean() < 6  # colours that change from pixel to pixel; real pictures: below
+    assert np.abs(ours.astype(int) - theirs).mean() < 12  # colours that change from pixel to pixel; real pictures: below
 
 
 @settings(max_examples=60, deadline=None)
