@@ -42,13 +42,13 @@ def test_frame__refuses_what_is_no_picture() -> None:
 @given(st.integers(1, 300), st.integers(1, 300), st.sampled_from([(64, 64), (320, 192)]), st.integers(0, 5))
 def test_letterbox__of_planes_is_that_of_their_bgr(half_w: int, half_h: int, size_wh: tuple[int, int], seed: int) -> None:
     rng = np.random.default_rng(seed)
-    small = rng.integers(40, 200, (max(1, half_h // 8), max(1, half_w // 8), 3), dtype=np.uint8)
+    small = rng.integers(40, 200, (2, 3, 3), dtype=np.uint8)  # smooth: where colours jump, chroma at half the size differs
     image = np.asarray(cv2.resize(small, (2 * half_w, 2 * half_h), interpolation=cv2.INTER_CUBIC), np.uint8)
     planes = planes_of(image)
     spec = Preprocess(size_wh)
     ours, theirs = spec.buffer(2)
     assert spec.letterbox(planes, ours) == spec.letterbox(planes.bgr(), theirs)
-    assert np.abs(ours.astype(int) - theirs).mean() < 12  # colours that change from pixel to pixel; real pictures: below
+    assert np.abs(ours.astype(int) - theirs).mean() < 6
 
 
 @settings(max_examples=60, deadline=None)
