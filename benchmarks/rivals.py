@@ -56,7 +56,6 @@ started = began()
 video, model = sys.argv[1:3]
 first = None; frames = 0
 def seen():
-    """Counts a frame; at the end of the time, reports and ends."""
     global first, frames
     frames += 1
     if first is None:
