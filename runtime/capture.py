@@ -15,7 +15,7 @@ import logging
 import random
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 
 from runtime.config import FPS_MAX, CameraConfig, SourceConfig
@@ -32,8 +32,9 @@ _FALLBACK_FPS = 10.0  # for files that do not tell their own rate
 # cameras behind one switch from asking all at once.
 _RECONNECT_FIRST_S, _RECONNECT_MOST_S = 0.25, 2.0
 _REFUSED_S = 30.0  # wrong passwords more often than that lock accounts
-# A camera that is gone for weeks is told of every ten minutes, not every two seconds; another reason a little sooner.
-_REMIND_S, _NEWS_S = 600.0, 10.0
+# A camera that is gone for weeks is told of every ten minutes, not every two seconds; news at once, but one that flaps
+# or finds ever new reasons has no more than so many lines a minute.
+_REMIND_S, _NEWS, _NEWS_WITHIN_S = 600.0, 4, 60.0
 _STALLED_FRAMES, _STALLED_LEAST_S = 5, 1.0  # so many frame times without a frame, and at least that long
 _RATE_SHARE = 0.1  # weight of the newest interval in the rate that is told
 
@@ -97,7 +98,8 @@ class Capture:
         self._least_interval_s = 1 / config.fps if config.live and isinstance(config.fps, float) else 0.0
         self._due_s = 0.0
         self._first = 0
-        self._told: tuple[str, float] = ("", float("-inf"))
+        self._told = ""  # the trouble that was told and has not ended
+        self._told_s: deque[float] = deque(maxlen=_NEWS)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"capture-{name}", daemon=True)
 
@@ -207,10 +209,12 @@ class Capture:
     def _tell_lost(self, lost: Exception, refused: bool) -> None:
         defect = not isinstance(lost, SourceError)
         self.reason, self._state = repr(lost) if defect else str(lost), "failed" if refused else "reconnecting"
-        last, told_s = self._told
-        since_s = time.monotonic() - told_s
-        if since_s >= _REMIND_S or (self.reason != last and since_s >= _NEWS_S):
-            self._told = (self.reason, time.monotonic())
+        now_s = time.monotonic()
+        recent = sum(now_s - told_s < _NEWS_WITHIN_S for told_s in self._told_s)
+        overdue = not self._told_s or now_s - self._told_s[-1] >= _REMIND_S
+        if overdue or (self.reason != self._told and recent < _NEWS):
+            self._told = self.reason
+            self._told_s.append(now_s)
             after = f"asking again every {self._refused_s:.0f} s" if refused else "reconnecting"
             log.warning("camera %s: %s; %s", self.name, self.reason, after, exc_info=lost if defect else None)
 
@@ -245,12 +249,12 @@ class Capture:
         """State, epoch, size and rate, as this picture shows them."""
         size_wh = (image.shape[1], image.shape[0])
         back = self._state in ("reconnecting", "failed") and self.last_frame_s is not None
-        if back:
-            self._told = ("", float("-inf"))
-        if self.last_frame_s is not None and (back or size_wh != self.size_wh):
-            self.epoch += 1
-            self.reconnects += back
+        changed = self.last_frame_s is not None and (back or size_wh != self.size_wh)
+        self.epoch += changed
+        self.reconnects += back
+        if self._told or (changed and not back):  # what was told has ended; a flapping camera is told of now and then only
             log.info("camera %s: frames of %dx%d, stream epoch %d", self.name, *size_wh, self.epoch)
+            self._told = ""
         if self.last_frame_s is not None and not back:
             gap_s = now_s - self.last_frame_s
             old_s = self.interval_s

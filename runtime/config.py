@@ -35,6 +35,9 @@ class ImagesConfig(_Strict):
 _TimeoutS = Annotated[float, Field(gt=0, le=3600)]
 
 
+_SCHEMES = ("rtsp", "rtsps", "http", "https", "rtmp", "rtmps", "udp", "tcp", "srt", "rtp")
+
+
 class VideoConfig(_Strict):
     """A video file or a stream URL (`rtsp://…`, `http://…/mjpeg`)."""
 
@@ -50,6 +53,15 @@ class VideoConfig(_Strict):
     def _an_address_ends_at_white_space(cls, uri: str) -> str:
         if "://" in uri and any(character.isspace() for character in uri):  # else logs could not tell where a password ends
             raise ValueError("an address holds no white space; write a blank in it as %20")
+        if not uri:
+            raise ValueError("an address is missing: a file, rtsp://…, http://…")
+        scheme, _, rest = uri.partition("://")
+        if rest and scheme not in _SCHEMES:
+            raise ValueError(f"unknown protocol {scheme}; use one of {', '.join(_SCHEMES)}")
+        if not rest and "@" in uri and ":" in uri:
+            raise ValueError("this is neither a file nor an address; did you mean rtsp://…?")
+        if not re.fullmatch(r"(?:[^/]*@)?(?:\[[^\]]*\]|[^:/]*)(?::\d{1,5})?(?:[/?].*)?", rest):
+            raise ValueError("the port of the address is no number")
         if uri.startswith("/dev/"):  # FFmpeg waits in the driver without a timeout; a process can be killed
             raise ValueError(f"write a device as a word: `source: {uri}`, or as kind gstreamer")
         return uri
@@ -92,7 +104,7 @@ def _from_text(source: object) -> object:
         return {"kind": "gstreamer", "pipeline": v4l2_pipeline(source)}
     if " ! " in source:
         return {"kind": "gstreamer", "pipeline": source}
-    return {"kind": "images", "path": source} if Path(source).is_dir() else {"kind": "video", "uri": source}
+    return {"kind": "images", "path": source} if source and Path(source).is_dir() else {"kind": "video", "uri": source}
 
 
 SourceConfig = Annotated[
@@ -204,6 +216,13 @@ class EdgeConfig(_Strict):
     sinks: list[SinkConfig] = Field(default_factory=list)
     collect: CollectConfig | None = None
     server: ServerConfig | None = None
+
+    @model_validator(mode="after")
+    def _sinks_write_apart(self) -> EdgeConfig:
+        paths = [sink.path for sink in self.sinks]
+        if twice := sorted({path for path in paths if paths.count(path) > 1}):
+            raise ValueError(f"two sinks write to {', '.join(twice)}; give each its own path")
+        return self
 
 
 def load_config(path: str | Path) -> EdgeConfig:

@@ -17,7 +17,7 @@ from runtime.errors import BackendError, ConfigError, DeviceLostError, EdgeloopE
 from runtime.ledger import Ledger
 from runtime.metrics import process_began_s, resident_bytes
 from runtime.outlet import Outlet
-from runtime.pipeline import Batch, Pipeline, Result
+from runtime.pipeline import Batch, Pipeline, Result, thresholds_of
 from runtime.reports import Reports
 from runtime.scheduler import Scheduler
 from runtime.signals import ending_signals
@@ -75,7 +75,7 @@ class Daemon:
             DeviceLostError: the GPU's context is gone; only another process can go on.
         """
         self._startup()
-        with ending_signals(self._should_exit, self.stop, self.reload):
+        with ending_signals(self.stop, self.reload):
             self._told_ready()
             ended_by_itself = False
             try:
@@ -246,6 +246,7 @@ class Daemon:
         if pipeline.bundle.digest != old.bundle.digest:
             self._reports.swaps.append(pipeline.bundle.digest)
             log.info("took over bundle %s", pipeline.bundle.digest[:16])
+        log.info("now %s on %s", pipeline.backend.precision, pipeline.backend.engine)
 
     def _survive(self, pipeline: Pipeline, error: BackendError) -> None:
         """An engine that failed is loaded anew, from the bundle that ran.
@@ -288,6 +289,9 @@ class Daemon:
             name: Capture(name, camera, self._changed)
             for name, camera in config.cameras.items() if old.cameras.get(name) != camera
         }  # fmt: skip
+        thresholds_of(
+            self._pipeline.bundle, config.model.confidence
+        )  # a class that is not there is told before anything changes
         self._annotator.watch(config.cameras)
         if (config.sinks, config.collect, config.server) != (old.sinks, old.collect, old.server):
             log.warning("sinks, collect and server are only read at the start; restart the daemon for them")
@@ -295,7 +299,14 @@ class Daemon:
         if config.model != old.model or not self._reread or (len(config.cameras) == 1) != (len(old.cameras) == 1):
             self._watcher.reconfigure(config.model, len(config.cameras))
         self._config = config
-        log.info("configuration read again: %d cameras", len(self._captures))
+        removed = set(old.cameras) - set(config.cameras)
+        told = {
+            "new or changed": sorted(added),
+            "gone": sorted(removed),
+            "model": ["changed"] if config.model != old.model else [],
+        }
+        changes = "; ".join(f"{name}: {', '.join(values)}" for name, values in told.items() if values)
+        log.info("configuration read again, %d cameras; %s", len(self._captures), changes or "nothing changed")
 
     def _replace(self, added: dict[str, Capture], removed: set[str]) -> None:
         gone = [capture for name, capture in self._captures.items() if name in removed or name in added]

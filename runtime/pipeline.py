@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import Literal
 
 import numpy as np
@@ -211,7 +212,11 @@ def thresholds_of(bundle: Bundle, confidence: float | Mapping[str, float] | None
     if isinstance(confidence, Mapping):
         names = bundle.manifest.classes
         if unknown := sorted(set(confidence) - set(names)):
-            raise ConfigError(f"model.confidence names {', '.join(unknown)}, but the bundle's classes are {', '.join(names)}")
+            like = get_close_matches(unknown[0], names, 3) or names[:10]
+            raise ConfigError(
+                f"model.confidence names {', '.join(unknown)}, which the bundle does not have; it has {', '.join(like)}"
+                f"{', …' if len(names) > len(like) else ''}"
+            )
         return dataclasses.replace(released, by_class=tuple(confidence.get(name, released.confidence) for name in names))
     return dataclasses.replace(released, confidence=confidence)
 

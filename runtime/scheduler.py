@@ -112,24 +112,29 @@ class Scheduler:
 
     def _run(self) -> None:
         try:
-            while not self._stop.is_set() and (waiting := self._frames(self._pipeline.batch)):
+            while self._buffer_is_free() and (waiting := self._frames(self._pipeline.batch)):
                 while waiting:
                     self._unqueued = waiting  # until somebody took them over
                     taken = self._fill(waiting)
                     if not taken:
                         return
                     waiting = waiting[taken:]
+                    if waiting and not self._buffer_is_free():
+                        self._unqueued = waiting
+                        return
                 self._unqueued = []
         except Exception as error:  # noqa: BLE001  a defect must end the daemon loudly, not leave it without frames
             self.error = error
         finally:
             self._ready.close()
 
-    def _fill(self, frames: Sequence[Frame]) -> int:
-        """Prepares a batch of the first frames in the next free buffer; of how many, 0 once nobody takes any more."""
+    def _buffer_is_free(self) -> bool:
+        """Waits for a buffer, before frames are taken: those that wait in their slots stay fresh. False after a stop."""
         self._buffers.acquire()
-        if self._stop.is_set():
-            return 0
+        return not self._stop.is_set()
+
+    def _fill(self, frames: Sequence[Frame]) -> int:
+        """Prepares a batch of the first frames; of how many, 0 once nobody takes any more."""
         with self._switching:
             pipeline, self._used = self._pipeline, True
         self.busy_s = time.monotonic()

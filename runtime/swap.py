@@ -15,6 +15,8 @@ from runtime.signature import verify_bundle
 
 log = logging.getLogger(__name__)
 
+_LOST_LOOKS = 3  # a link that is moved by hand is away for a moment
+
 # A folder and its files' names, sizes and times: a bundle that is replaced in place is new, one whose copy goes on is too.
 _Place = tuple[Path, tuple[tuple[str, int, int], ...]]
 
@@ -84,10 +86,14 @@ class BundleWatcher:
             ready.close()
 
     def _run(self) -> None:
+        lost = 0
         while not self._stop.is_set():
             self._wake.wait(self._config.reload_s)
             self._wake.clear()
             place = _place(self._config.bundle)
+            lost = lost + 1 if place is None else 0
+            if lost == _LOST_LOOKS and not self._stop.is_set():
+                self._refuse(BundleError(f"{self._config.bundle} leads to no folder; make it point at a bundle"))
             if not self._stop.is_set() and place is not None and place != self._seen:
                 self._seen = place
                 self._load()
@@ -103,17 +109,20 @@ class BundleWatcher:
             if pipeline.bundle.manifest.classes != self._classes:
                 pipeline.close()
                 raise BundleError(f"{config.bundle} has other classes; restart the daemon to change classes")
-        except Exception as error:  # whatever a broken release does to an engine, the running one goes on
-            self.failed += 1
-            self.refused = str(error)
-            defect = None if isinstance(error, EdgeloopError) else error
-            log.error("new bundle refused, the running one goes on: %s", error or repr(error), exc_info=defect)
+        except Exception as error:  # noqa: BLE001  whatever a broken release does to an engine, the running one goes on
+            self._refuse(error)
             return
         self._loaded, self._running = wanted, pipeline
         with self._lock:
             stale, self._ready = self._ready, pipeline
         if stale:
             stale.close()
+
+    def _refuse(self, error: Exception) -> None:
+        self.failed += 1
+        self.refused = str(error) or repr(error)
+        defect = None if isinstance(error, EdgeloopError) else error
+        log.error("new bundle refused, the running one goes on: %s", self.refused, exc_info=defect)
 
 
 def _place(path: str) -> _Place | None:

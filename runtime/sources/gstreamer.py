@@ -34,8 +34,9 @@ _HEADER_BYTES = 256
 _FRAME = b"FRAME"
 _MOST_PIXELS = 8192 * 8192  # what comes through the pipe is not trusted with more memory than that
 _PIPE_BYTES = 1 << 20  # what Linux grants without privileges; 64 KiB would mean fifty wake-ups a frame
+# Without an answer to its question for memory a decoder gives rows without its padding, which y4menc would pass on.
 # A descriptor of its own: NVIDIA's camera source prints on stdout, which would end up between frames.
-_TAIL = "videoconvert ! video/x-raw,format=I420 ! y4menc ! fdsink fd={fd}"
+_TAIL = "videoconvert ! video/x-raw,format=I420 ! identity drop-allocation=true ! y4menc ! fdsink fd={fd}"
 # Jetson's camera daemon hands out NV12 in GPU memory; nvvidconv brings it to the CPU.
 _CSI = "nvarguscamerasrc sensor-id={sensor} ! video/x-raw(memory:NVMM),format=NV12 ! nvvidconv ! video/x-raw,format=I420"
 _V4L2 = "v4l2src device={device} ! decodebin"

@@ -7,12 +7,15 @@ from collections.abc import Mapping
 
 # To the last @ of the word: a password may hold /, ?, : or quotes that its owner never encoded. What is hidden too much
 # harms nobody. Anchored at ://, so that a long text without any address takes linear time.
-_ADDRESS = re.compile(r"://(\S*@)?([^\s?]*)(\?\S*)?")
+_ADDRESS = re.compile(r"://(\S*@)?([^\s?\"']*)(\?[^\s\"']*)?")
 
 # How GStreamer's elements are given theirs: rtspsrc user-id=… user-pw=….
 _SECRET = re.compile(
     r"((?:user-id|user-pw|proxy-id|proxy-pw|password|passphrase|extra-headers)\s*=\s*)(?:\"[^\"]*\"|'[^']*'|\S+)"
 )
+
+# user:password@ where the address itself is mistyped (rtsp:/joe:secret@host).
+_LOOSE = re.compile(r"[^\s/:@\"',=]{1,64}:[^\s/@\"',]{1,128}@")  # bounded, so that long texts take linear time
 
 
 def is_live(uri: str) -> bool:
@@ -25,7 +28,7 @@ def redacted(text: str) -> str:
 
     Each URI ends at white space, so what follows one without a space may be hidden with it.
     """
-    text = _SECRET.sub(r"\1***", text)
+    text = _LOOSE.sub("***@", _SECRET.sub(r"\1***", text))
     return _ADDRESS.sub(lambda found: f"://{'***@' if found[1] else ''}{found[2]}{'?***' if found[3] else ''}", text)
 
 

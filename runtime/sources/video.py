@@ -137,6 +137,8 @@ class VideoSource:
                 if damaged > _DAMAGED and self.live:
                     raise SourceError(f"{self._name} sends {damaged} packets in a row that are no video; check the camera")
         except av.error.FFmpegError as error:
+            if not self.live and not isinstance(error, (av.error.EOFError, av.error.InvalidDataError)):
+                raise SourceError(f"{self._name} breaks off ({error.strerror}); it is damaged, copy it again") from error
             if self.live or not isinstance(error, (av.error.EOFError, av.error.InvalidDataError)):
                 raise self._refusal(error) from error
 

@@ -292,6 +292,18 @@ def test_gstreamer_source__any_size(width: int, height: int) -> None:
 
 
 @needs_gstreamer
+@pytest.mark.data
+def test_gstreamer_source__decoders_that_pad_their_rows(data_dir: Path) -> None:
+    path = data_dir / "videos" / "intel_car-detection.mp4"
+    source = GStreamerSource(f"filesrc location={path} ! decodebin", live=False)
+    ours = [bgr(picture) for picture in itertools.islice(source.images(), 20)]
+    source.close()
+    theirs = [bgr(picture) for picture in itertools.islice(VideoSource(str(path)).images(), 20)]
+    assert len(ours) == 20
+    assert max(np.abs(a.astype(int) - b).mean() for a, b in zip(ours, theirs, strict=True)) < 2
+
+
+@needs_gstreamer
 @pytest.mark.parametrize(
     ("pipeline", "error", "message"),
     [

@@ -128,3 +128,24 @@ def test_load_config__fuzzed_text_gives_a_config_or_a_sentence(tmp_path_factory:
         assert isinstance(load_config(path), EdgeConfig)
     except ConfigError as error:
         assert "fuzz.yaml" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("rtsp:/joe:secret@host/x", "did you mean rtsp://"),
+        ("joe:secret@1.2.3.4:554/x", "did you mean rtsp://"),
+        ("htp://host/x", "unknown protocol htp; use one of rtsp"),
+        ("rtsp://joe:secret@host:port/x", "the port of the address is no number"),
+        ('""', "an address is missing"),
+    ],
+)
+def test_load_config__addresses_that_cannot_be(tmp_path: Path, source: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        load(tmp_path, f"model: {{bundle: b}}\ncameras:\n  a:\n    source: {source}\n")
+    assert "secret" not in str(caught.value)
+
+
+def test_load_config__two_sinks_of_one_path(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"two sinks write to r\.jsonl"):
+        load(tmp_path, GOOD + "sinks: [{kind: jsonl, path: r.jsonl}, {kind: jsonl, path: r.jsonl}]\n")

@@ -430,6 +430,23 @@ def test_run__swaps_with_failures_leak_nothing(bundle: Bundle, tmp_path: Path, c
     assert max(descriptors[3:]) <= max(descriptors[:3]) + 1
 
 
+def test_run__a_link_that_leads_nowhere_is_told_once(bundle: Bundle, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    current = tmp_path / "current"
+    current.symlink_to(bundle.path)
+    model = {"bundle": str(current), "threads": 1, "reload_s": 0.02}
+    daemon = Daemon(EdgeConfig.model_validate(config(bundle, tmp_path, cameras={"a": live()}, model=model)))
+    thread = threading.Thread(target=daemon.run)
+    thread.start()
+    wait(lambda: frames(tmp_path) > 5)
+    current.unlink()
+    wait(lambda: "leads to no folder" in caplog.text)
+    before = frames(tmp_path)
+    wait(lambda: frames(tmp_path) > before + 10)
+    daemon.stop()
+    thread.join(30)
+    assert caplog.text.count("leads to no folder") == 1
+
+
 def test_run__lag_does_not_grow_under_overload(bundle: Bundle, tmp_path: Path) -> None:
     """yolov5#4465: twenty seconds behind after an hour. Here a frame waits for at most one turn of all cameras."""
     cameras = {name: {**live(500.0, seed), "source": {**live()["source"], "frames": 1500}} for seed, name in enumerate("abcd")}

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -47,3 +49,21 @@ def test_redacted_values__keeps_the_shape() -> None:
 )
 def test_is_live__streams_and_devices(uri: str, *, live: bool) -> None:
     assert is_live(uri) is live
+
+
+@pytest.mark.parametrize(
+    "text", ["rtsp:/joe:leakpw@host/x", "joe:leakpw@1.2.3.4:554/x", "no such video file: joe:leakpw@h; check"]
+)
+def test_redacted__an_address_with_a_typo(text: str) -> None:
+    assert "leakpw" not in redacted(text)
+
+
+def test_redacted__json_stays_json() -> None:
+    line = json.dumps({"uri": "rtsp://joe:secret@host/cam?token=abc", "loop": False})
+    assert json.loads(redacted(line)) == {"uri": "rtsp://***@host/cam?***", "loop": False}
+
+
+def test_redacted__what_gstreamer_is_given() -> None:
+    assert redacted("rtspsrc location=rtsp://h/x user-id=joe user-pw=secret ! decodebin") == (
+        "rtspsrc location=rtsp://h/x user-id=*** user-pw=*** ! decodebin"
+    )
