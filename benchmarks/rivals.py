@@ -21,7 +21,7 @@ from typing import Any
 from benchmarks.common import DATA, ROOT, WORK, coco_bundle, edge_run, write_result
 from benchmarks.daemon import VIDEO
 
-ROUNDS = 5
+ROUNDS = 4
 SECONDS = 8.0  # of each run: short ones in turn, since the machine itself speeds up and slows down within minutes
 FOLDER = WORK / "rivals"
 WEIGHTS = DATA / "weights" / "yolo11n_coco_dequant_state_fp16.pt"
