@@ -38,7 +38,8 @@ def _pipeline(found: Figures) -> list[str]:
     return [*rows, "", f"Outside the engine, a frame of 1080p to 640 and 100 boxes over the threshold: {told}."]
 
 
-def _rivals(found: Figures) -> list[str]:
+def rival_rows(found: Figures) -> list[str]:
+    """`edge run` beside what people run today."""
     rows = [
         f"The same weights on {found['video']}, two threads, medians of rounds in turn:",
         "",
@@ -110,7 +111,7 @@ def _rtsp(found: Figures) -> list[str]:
 
 _TELL: dict[str, Callable[[Figures], list[str]]] = {
     "pipeline": _pipeline,
-    "rivals": _rivals,
+    "rivals": rival_rows,
     "latency": _latency,
     "overload": _overload,
     "soak": _soak,

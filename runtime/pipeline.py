@@ -79,6 +79,25 @@ class Batch:
     rows: list[Row]
 
 
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """Whom a pipeline serves.
+
+    Attributes:
+        cameras: how many.
+        batch: 1; or how many frames one run may take; or `auto`: as many as the release has a file for, if it was measured
+            here to be faster for that many cameras than one by one.
+        unmeasured: the engine to take where nobody has measured, instead of measuring now.
+    """
+
+    cameras: int = 1
+    batch: int | Literal["auto"] = 1
+    unmeasured: str | None = None
+
+
+_ALONE = Serving()
+
+
 class Pipeline:
     """A bundle, loaded and warm, with its input buffers.
 
@@ -112,9 +131,7 @@ class Pipeline:
         precision: str = "auto",
         threads: int = 0,
         confidence: float | Mapping[str, float] | None = None,
-        batch: int | Literal["auto"] = 1,
-        cameras: int = 1,
-        unmeasured: str | None = None,
+        serving: Serving = _ALONE,
     ) -> Pipeline:
         """Loads and warms a bundle.
 
@@ -124,10 +141,7 @@ class Pipeline:
             precision: the same.
             threads: the same.
             confidence: replaces the release's own threshold, for all classes or by class name.
-            batch: 1; or how many frames one run may take; or `auto`: as many as the release has a file for, if it was
-                measured here to be faster for that many cameras than one by one.
-            cameras: how many it serves.
-            unmeasured: the engine to take where nobody has measured, instead of measuring now.
+            serving: whom it serves.
 
         Raises:
             ConfigError: `confidence` names a class that the bundle does not have.
@@ -135,9 +149,9 @@ class Pipeline:
         """
         thresholds = thresholds_of(bundle, confidence)
         with ExitStack() as undo:  # an engine on a GPU holds threads and memory until it is closed
-            backend = open_backend(bundle, engine, precision, threads, unmeasured)
+            backend = open_backend(bundle, engine, precision, threads, serving.unmeasured)
             undo.callback(backend.close)
-            larger, pays_from = open_larger(bundle, backend, batch, cameras, threads)
+            larger, pays_from = open_larger(bundle, backend, serving.batch, serving.cameras, threads)
             if larger is not None:
                 undo.callback(larger.close)
             pipeline = cls(bundle, backend, thresholds, larger, pays_from)

@@ -10,7 +10,7 @@ from pathlib import Path
 from runtime.bundle import Bundle
 from runtime.config import ModelConfig
 from runtime.errors import BundleError, EdgeloopError
-from runtime.pipeline import Pipeline
+from runtime.pipeline import Pipeline, Serving
 from runtime.signature import verify_bundle
 
 log = logging.getLogger(__name__)
@@ -30,11 +30,9 @@ def load_pipeline(config: ModelConfig, cameras: int = 1, running: Pipeline | Non
     Raises like `Bundle.open`, `verify_bundle` and `open_backend`.
     """
     bundle = verify_bundle(config.bundle, config.trust_key) if config.trust_key else Bundle.open(config.bundle)
-    batch = 1 if cameras == 1 else config.batch
-    return Pipeline.load(
-        bundle, config.engine, config.precision, config.threads, config.confidence, batch, cameras,
-        running.backend.engine if running else None,
-    )  # fmt: skip
+    unmeasured = running.backend.engine if running else None
+    serving = Serving(cameras, 1 if cameras == 1 else config.batch, unmeasured)
+    return Pipeline.load(bundle, config.engine, config.precision, config.threads, config.confidence, serving)
 
 
 class BundleWatcher:

@@ -21,6 +21,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import IO, cast
 
 import cv2
 import numpy as np
@@ -122,8 +123,7 @@ class GStreamerSource:
 
     def _listen(self) -> None:
         """Empties the pipe of stderr: a full one would stop the pipeline."""
-        assert self._process.stderr is not None
-        with self._process.stderr as told:
+        with cast(IO[bytes], self._process.stderr) as told:  # a pipe, as `_launch` asked for
             for line in told:
                 self._said.append(line.decode("utf-8", "replace").strip())
 

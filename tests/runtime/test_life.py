@@ -69,53 +69,46 @@ def frames(folder: Path) -> int:
     return path.read_text().count("\n") if path.exists() else 0
 
 
-def test_edge_run__tells_systemd_and_feeds_the_watchdog_while_frames_flow(
-    bundle: Bundle, tmp_path: Path, started: Callable[..., subprocess.Popen[str]]
-) -> None:
+@pytest.fixture
+def manager(tmp_path: Path) -> Iterator[socket.socket]:
+    """What systemd listens on: `notify` in the test's folder."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(tmp_path / "notify"))
         manager.settimeout(30)
-        told: list[str] = []
+        yield manager
 
-        def hear(text: str) -> None:
-            while text not in told[-1:]:
-                told.append(manager.recv(4096).decode().split("\n")[0])
 
-        process = started(
-            tmp_path, config(bundle, tmp_path, cameras={"a": live()}),
-            NOTIFY_SOCKET=str(tmp_path / "notify"), WATCHDOG_USEC="400000",
-        )  # fmt: skip
-        hear("READY=1")
-        hear("WATCHDOG=1")
-        process.send_signal(signal.SIGHUP)
-        hear("RELOADING=1")
-        hear("READY=1")
-        process.send_signal(signal.SIGTERM)
-        hear("STOPPING=1")
-        assert process.wait(10) == 0
+def hear(manager: socket.socket, text: str) -> None:
+    """Waits until systemd is told that."""
+    while text not in manager.recv(4096).decode().split("\n"):
+        pass
+
+
+def test_edge_run__tells_systemd_and_feeds_the_watchdog_while_frames_flow(
+    bundle: Bundle, tmp_path: Path, started: Callable[..., subprocess.Popen[str]], manager: socket.socket
+) -> None:
+    content = config(bundle, tmp_path, cameras={"a": live()})
+    process = started(tmp_path, content, NOTIFY_SOCKET=str(tmp_path / "notify"), WATCHDOG_USEC="400000")
+    hear(manager, "READY=1")
+    hear(manager, "WATCHDOG=1")
+    process.send_signal(signal.SIGHUP)
+    hear(manager, "RELOADING=1")
+    hear(manager, "READY=1")
+    process.send_signal(signal.SIGTERM)
+    hear(manager, "STOPPING=1")
+    assert process.wait(10) == 0
 
 
 def test_edge_run__no_watchdog_without_frames(
-    bundle: Bundle, tmp_path: Path, started: Callable[..., subprocess.Popen[str]]
+    bundle: Bundle, tmp_path: Path, started: Callable[..., subprocess.Popen[str]], manager: socket.socket
 ) -> None:
     """frigate#7764: a process that looks healthy while no frame comes."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
-        manager.bind(str(tmp_path / "notify"))
-        manager.settimeout(2)
-        dead = {"source": f"rtsp://127.0.0.1:{free_port()}/x"}
-        started(
-            tmp_path, config(bundle, tmp_path, cameras={"dead": dead}),
-            NOTIFY_SOCKET=str(tmp_path / "notify"), WATCHDOG_USEC="200000",
-        )  # fmt: skip
-        told: list[str] = []
-        manager.settimeout(30)
-        while not told or "READY=1" not in told[-1]:
-            told.append(manager.recv(4096).decode())
-        manager.settimeout(2)
-        with pytest.raises(TimeoutError):
-            while "WATCHDOG=1" not in (message := manager.recv(4096).decode()):
-                told.append(message)
-            raise AssertionError("the watchdog was fed without a frame")
+    content = config(bundle, tmp_path, cameras={"dead": {"source": f"rtsp://127.0.0.1:{free_port()}/x"}})
+    started(tmp_path, content, NOTIFY_SOCKET=str(tmp_path / "notify"), WATCHDOG_USEC="200000")
+    hear(manager, "READY=1")
+    manager.settimeout(2)
+    with pytest.raises(TimeoutError):
+        hear(manager, "WATCHDOG=1")
 
 
 def get(port: int, path: str) -> tuple[int, str]:
@@ -304,20 +297,16 @@ def test_run__outputs_that_are_no_numbers_are_an_engine_that_fails(bundle: Bundl
 
 
 def test_edge_run__a_still_scene_is_no_hang(
-    bundle: Bundle, tmp_path: Path, started: Callable[..., subprocess.Popen[str]]
+    bundle: Bundle, tmp_path: Path, started: Callable[..., subprocess.Popen[str]], manager: socket.socket
 ) -> None:
     port = free_port()
     picture = tmp_path / "still"
     write_images(picture, 1)
     camera = {"source": {"kind": "images", "path": str(picture), "loop": True}, "fps": 20.0, "motion": {"every_s": 3600}}
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
-        manager.bind(str(tmp_path / "notify"))
-        manager.settimeout(30)
-        content = config(bundle, tmp_path, cameras={"still": camera}, server={"port": port})
-        started(tmp_path, content, NOTIFY_SOCKET=str(tmp_path / "notify"), WATCHDOG_USEC="1000000")
-        fed = 0
-        while fed < 4:
-            fed += "WATCHDOG=1" in manager.recv(4096).decode()
+    content = config(bundle, tmp_path, cameras={"still": camera}, server={"port": port})
+    started(tmp_path, content, NOTIFY_SOCKET=str(tmp_path / "notify"), WATCHDOG_USEC="1000000")
+    for _ in range(4):
+        hear(manager, "WATCHDOG=1")
     assert get(port, "/healthz")[0] == 200
     assert frames(tmp_path) == 1
     dropped = json.loads(get(port, "/api/status")[1])["cameras"][0]["dropped"]

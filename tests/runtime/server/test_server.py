@@ -163,6 +163,7 @@ def test_stop__frees_the_port() -> None:
         ask(server, "/healthz")
     again = Server("127.0.0.1", port, Endpoints(lambda: STATUS, lambda: True, lambda: (b"", "")))
     again.start()
+    assert ask(again, "/healthz")[0].status == 200
     again.stop()
 
 

@@ -68,7 +68,9 @@ def test_sampler__keeps_the_latest_and_ends() -> None:
 
 
 def test_sampler__stop_before_start() -> None:
-    TelemetrySampler().stop()
+    sampler = TelemetrySampler()
+    sampler.stop()
+    assert sampler.latest == Telemetry()
 
 
 def test_open_nvml__no_driver_is_no_error() -> None:
