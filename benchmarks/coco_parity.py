@@ -31,9 +31,13 @@ VAL = DATA / "coco_val2017"
 
 
 def ultralytics_accuracy(model: str, items: tuple[LabeledImage, ...], names: list[str]) -> Accuracy:
-    """Ultralytics' DetectionValidator; its boxes, scored by the evaluator that scores ours."""
+    """Ultralytics' DetectionValidator with the weights; its boxes, scored by the evaluator that scores ours."""
     checkpoint = load_checkpoint(DATA / "weights" / f"{model}_coco_dequant_state_fp16.pt")
-    detector = detector_from_checkpoint(checkpoint)
+    return validated(detector_from_checkpoint(checkpoint), items, names)
+
+
+def validated(model: object, items: tuple[LabeledImage, ...], names: list[str]) -> Accuracy:
+    """Ultralytics' DetectionValidator over coco_val2017 with a detector or the path of an export."""
     from ultralytics.models.yolo.detect import DetectionValidator
 
     folder = WORK / "ultralytics-val"
@@ -47,7 +51,7 @@ def ultralytics_accuracy(model: str, items: tuple[LabeledImage, ...], names: lis
         "rect": False, "save_json": True, "plots": False, "device": "cpu", "workers": 0, "half": False, "mode": "val",
     }  # fmt: skip
     validator = DetectionValidator(args=settings, save_dir=folder)
-    validator(model=detector)
+    validator(model=model)
     rows: dict[str, list[dict[str, Any]]] = {}
     for row in json.loads((folder / "predictions.json").read_text(encoding="utf-8")):
         rows.setdefault(Path(row["file_name"]).stem, []).append(row)

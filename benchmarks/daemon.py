@@ -13,32 +13,46 @@ from benchmarks.common import DATA, ROOT, WORK, coco_bundle, edge_run, write_res
 from runtime.bundle import Bundle
 
 ROUNDS = 1
-BARE_RUNS = 100
+BARE_S = 6.0
 VIDEO = DATA / "videos" / "vtest.avi"
 
-# A bare loop of the engine's own call on one fixed image, in a process of its own, like the daemon.
+# Bare loops of the engine's own call on one fixed image, one loop a stream, in a process of its own, like the daemon.
 BARE = """
-import sys, time
+import sys, threading, time
 import numpy as np
-from pathlib import Path
-from runtime.backends import open_model, warm
-backend = open_model(sys.argv[1], Path(sys.argv[2]), "", int(sys.argv[4]))
+engine, model, seconds, threads, streams = sys.argv[1], sys.argv[2], float(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5])
 images = np.random.default_rng(0).integers(0, 256, (1, 640, 640, 3), dtype=np.uint8)
-warm(backend, images, runs=3)
-run = backend._session.run if sys.argv[1] == "onnxruntime" else None
+if engine == "onnxruntime":
+    import onnxruntime
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads - streams + 1, 1
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    calls = [lambda: session.run(None, {"images": images})] * streams
+else:
+    import openvino
+    settings = {"NUM_STREAMS": streams, "INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
+    compiled = openvino.Core().compile_model(model, "CPU", settings)
+    requests = [compiled.create_infer_request() for _ in range(streams)]
+    calls = [lambda request=request: request.infer({"images": images}, share_inputs=True, share_outputs=True)
+             for request in requests]
+for call in calls:
+    call(), call(), call()
+counts = [0] * streams
 start = time.perf_counter()
-for _ in range(int(sys.argv[3])):
-    if run:
-        run(None, {"images": images})
-    else:
-        backend._request.infer({"images": images}, share_inputs=True, share_outputs=True)
-print(int(sys.argv[3]) / (time.perf_counter() - start))
+def loop(index):
+    while time.perf_counter() - start < seconds:
+        calls[index]()
+        counts[index] += 1
+loops = [threading.Thread(target=loop, args=(index,)) for index in range(streams)]
+[each.start() for each in loops], [each.join() for each in loops]
+print(sum(counts) / (time.perf_counter() - start))
 """
 
 
-def bare_rate(bundle: Bundle, engine: str, precision: str, threads: int) -> float:
-    """Inferences per second of the engine alone."""
-    command = [sys.executable, "-c", BARE, engine, str(bundle.model_path(precision)), str(BARE_RUNS), str(threads)]
+def bare_rate(bundle: Bundle, engine: str, precision: str, threads: int, streams: int = 1) -> float:
+    """Inferences per second of the engine alone, so many at once."""
+    command = [sys.executable, "-c", BARE, engine, str(bundle.model_path(precision))]
+    command += [str(BARE_S), str(threads), str(streams)]
     return float(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout)
 
 
@@ -60,9 +74,9 @@ def measure(bundle: Bundle, engine: str, precision: str, threads: int = 2) -> di
     """Rounds of bare engine, `edge run`, bare engine."""
     rounds = []
     for _ in range(ROUNDS):
-        before = bare_rate(bundle, engine, precision, threads)
+        before = bare_rate(bundle, engine, precision, threads, threads)
         summary = run_once(WORK / f"vtest-{precision}-{engine}", bundle, engine, precision, threads)
-        after = bare_rate(bundle, engine, precision, threads)
+        after = bare_rate(bundle, engine, precision, threads, threads)
         bare = (before + after) / 2
         rounds.append(
             {
@@ -89,7 +103,7 @@ def main() -> None:
     bundle = coco_bundle()
     combinations = (("onnxruntime", "fp32"), ("openvino", "fp32"), ("openvino", "int8"))
     figures = {f"{precision}, {engine}": measure(bundle, engine, precision) for engine, precision in combinations}
-    write_result("daemon", {"video": VIDEO.name, "threads": 2, "bare_runs": BARE_RUNS, "runs": figures})
+    write_result("daemon", {"video": VIDEO.name, "threads": 2, "bare_s": BARE_S, "runs": figures})
 
 
 if __name__ == "__main__":

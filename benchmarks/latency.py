@@ -51,7 +51,7 @@ def main() -> None:
     make_video()
     bundle = coco_bundle()
     choices = {
-        (engine, precision): bare_rate(bundle, engine, precision, 2)
+        (engine, precision): bare_rate(bundle, engine, precision, 2, 2)
         for engine, precision in (("openvino", "int8"), ("openvino", "fp32"), ("onnxruntime", "fp32"))
     }
     # 40 frames a second shall be 60 % of what the engine can do; the nearest is taken, and the rate stays 10 a camera.

@@ -15,7 +15,7 @@ CAMERAS, OVERLOAD, SECONDS, EVERY_S = 16, 3.0, 600.0, 5.0
 
 def main() -> None:
     bundle = coco_bundle()
-    bare = bare_rate(bundle, "openvino", "int8", 2)
+    bare = bare_rate(bundle, "openvino", "int8", 2, 2)
     # Unequal rates, 0.5 to 1.5 of the mean: fairness among equals would be no feat.
     rates = [OVERLOAD * bare / CAMERAS * (0.5 + index / (CAMERAS - 1)) for index in range(CAMERAS)]
     config = {

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from runtime.device import CPU_FLAGS, Device, package_version, proc_field
+from runtime.device import CPU_FLAGS, Device, package_version, proc_field, usable_cores
 
 # distribution, extra, what for; cuda and tensorrt come with the device on Jetson
 _PACKAGES = (
@@ -71,7 +70,7 @@ def _machine() -> list[Finding]:
         Finding(
             "cpu",
             "info",
-            f"{device.cpu}, {len(os.sched_getaffinity(0))} cores usable",
+            f"{device.cpu}, {usable_cores()} cores usable",
         ),
         Finding("cpu features", "info", ", ".join(found) or "none known"),
         Finding(

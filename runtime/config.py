@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from runtime.device import usable_cores
 from runtime.errors import ConfigError
 from runtime.pool import DEFAULT_QUOTA_BYTES
 from runtime.sources.gstreamer import csi_pipeline, v4l2_pipeline
@@ -166,6 +167,7 @@ class ModelConfig(_Strict):
     engine: Literal["auto", "onnxruntime", "openvino", "onnxruntime-cuda", "tensorrt", "tensorrt-rtx"] = "auto"
     precision: Literal["auto", "fp32", "fp16", "int8"] = "auto"
     threads: int = Field(default=0, ge=0, le=256)  # 0: as many as this process may use
+    streams: Annotated[int, Field(ge=1, le=256)] | Literal["auto"] = "auto"  # frames at once on a CPU
     confidence: Unit | dict[str, Unit] | None = None
     batch: Annotated[int, Field(ge=1, le=256)] | Literal["auto"] = "auto"
     batch_wait_ms: float = Field(default=5.0, ge=0, le=1000)
@@ -216,6 +218,20 @@ class EdgeConfig(_Strict):
     sinks: list[SinkConfig] = Field(default_factory=list)
     collect: CollectConfig | None = None
     server: ServerConfig | None = None
+
+    @property
+    def lossless(self) -> bool:
+        """Whether no frame may be left out: files that are read as fast as they are looked at."""
+        return all(camera.fps == FPS_MAX for camera in self.cameras.values())
+
+    @property
+    def streams(self) -> int:
+        """Frames that a CPU looks at at once: one for each live camera, for files as many as it has threads."""
+        threads = self.model.threads or usable_cores()
+        asked = self.model.streams
+        if asked == "auto":
+            asked = threads if self.lossless else len(self.cameras)
+        return min(asked, threads)
 
     @model_validator(mode="after")
     def _sinks_write_apart(self) -> EdgeConfig:

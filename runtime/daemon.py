@@ -12,12 +12,12 @@ from runtime.annotator import Annotator
 from runtime.capture import Capture
 from runtime.clock import ClockWatch
 from runtime.collector import Collector
-from runtime.config import FPS_MAX, EdgeConfig, ModelConfig, ServerConfig
+from runtime.config import EdgeConfig, ModelConfig, ServerConfig
 from runtime.errors import BackendError, ConfigError, DeviceLostError, EdgeloopError, SinkError
 from runtime.ledger import Ledger
 from runtime.metrics import process_began_s, resident_bytes
 from runtime.outlet import Outlet
-from runtime.pipeline import Batch, Pipeline, Result, thresholds_of
+from runtime.pipeline import Pipeline, Result, thresholds_of
 from runtime.reports import Reports
 from runtime.scheduler import Scheduler
 from runtime.signals import ending_signals
@@ -26,6 +26,7 @@ from runtime.status import DaemonStatus
 from runtime.swap import BundleWatcher, load_pipeline
 from runtime.systemd import Notifier, watchdog_interval_s
 from runtime.telemetry.sampler import TelemetrySampler
+from runtime.workers import Outcome, Workers
 
 if TYPE_CHECKING:  # those who serve import them
     from runtime.exposition import Exposition
@@ -36,8 +37,10 @@ log = logging.getLogger(__name__)
 _REPORT_S = 60.0
 # Within systemd's and Kubernetes' patience, and within five seconds in sum.
 _CAPTURES_END_S, _SINKS_END_S, _ASIDE_END_S = 1.0, 2.5, 0.5
+_ENGINE_END_S = 0.5
 _LEAVE_S = 0.3  # for a camera that a reload takes out; the others wait meanwhile
 _STUCK_S = 10.0  # frames wait and none has a result for so long: the engine hangs
+_TICK_S = 0.2  # between two looks at what is not a frame
 _ENGINE_TRIES = 3  # failures in a row until the process gives up; the service manager starts it again
 
 
@@ -48,14 +51,14 @@ class Daemon:
         self,
         config: EdgeConfig,
         reread: Callable[[], EdgeConfig] | None = None,
-        load: Callable[[ModelConfig, int], Pipeline] = load_pipeline,
+        load: Callable[[ModelConfig, int, int], Pipeline] = load_pipeline,
     ) -> None:
         """Nothing is opened before `run`.
 
         Args:
             config: the whole of edge.yaml.
             reread: gives the configuration anew on SIGHUP; without it SIGHUP only loads the bundle again.
-            load: how a bundle becomes a pipeline, given how many cameras it serves.
+            load: how a bundle becomes a pipeline, given how many cameras it serves on how many streams.
         """
         self._config, self._reread, self._load = config, reread, load
         self._should_exit, self._should_reload = threading.Event(), threading.Event()
@@ -63,7 +66,7 @@ class Daemon:
         self._notifier, self._watchdog_s = Notifier(), watchdog_interval_s()
         self._engine_failures = 0
         self._began_s = self._fed_s = self._reported_s = time.monotonic()
-        self._busy_s: float | None = None  # since when the engine has been running a batch
+        self._streams = config.streams
         self._clock = ClockWatch()
 
     def run(self) -> dict[str, object]:
@@ -122,21 +125,22 @@ class Daemon:
             raise
 
     def _open_parts(self, config: EdgeConfig) -> None:
-        pipeline = self._pipeline = self._load(config.model, len(config.cameras))
+        pipeline = self._pipeline = self._load(config.model, len(config.cameras), self._streams)
         self._annotator = Annotator(config.cameras, _lowest(pipeline))
         self._collector = Collector(config.collect) if config.collect else None
         sinks: list[Sink] = [open_sink(sink, pipeline.bundle.manifest.classes) for sink in config.sinks]
         self._outlet = Outlet(
-            [*sinks, self._collector] if self._collector else sinks, self._annotator.annotate, lossless=_lossless(config)
+            [*sinks, self._collector] if self._collector else sinks, self._annotator.annotate, lossless=config.lossless
         )
-        self._watcher = BundleWatcher(config.model, pipeline, len(config.cameras))
-        self._scheduler = Scheduler(pipeline, config.model.batch_wait_ms / 1e3, self._changed)
+        self._watcher = BundleWatcher(config.model, pipeline, len(config.cameras), self._streams)
+        self._scheduler = Scheduler(pipeline, config.model.batch_wait_ms / 1e3, self._changed, self._streams)
+        self._workers = Workers(self._scheduler, self._streams)
         self._scheduler.watch(list(self._captures.values()))
         self._telemetry = TelemetrySampler() if config.server else None
         self._reports = Reports(
             Ledger(), self._captures, pipeline, self._scheduler, self._outlet, self._collector, self._watcher, self._telemetry
         )
-        for part in (*self._captures.values(), self._outlet, self._watcher, self._scheduler, self._telemetry):
+        for part in (*self._captures.values(), self._outlet, self._watcher, self._scheduler, self._workers, self._telemetry):
             if part is not None:
                 part.start()
         self._reports.state = "running"
@@ -158,37 +162,39 @@ class Daemon:
 
     def _main_loop(self) -> None:
         while not self._should_exit.is_set():
-            if batch := self._scheduler.take():
-                self._tick(batch)
-            elif self._scheduler.finished:
+            if outcome := self._workers.next(_TICK_S):
+                self._tick(outcome)
+            elif self._workers.finished:
                 if self._scheduler.error is not None:
                     raise self._scheduler.error
                 return
             self._keep_house()
 
-    def _tick(self, batch: Batch) -> None:
-        self._hand_over_to(batch.pipeline)
-        self._busy_s = time.monotonic()
+    def _tick(self, outcome: Outcome) -> None:
+        self._hand_over_to(outcome.batch.pipeline)
         try:
-            results = batch.pipeline.run(batch)
-        except Exception as error:
-            for row in batch.rows:
-                self._reports.ledger.drop(row.frame.camera, "engine")
-            if not isinstance(error, BackendError):
-                raise
-            self._survive(batch.pipeline, error)
-            return
+            self._settle(outcome)
+            if isinstance(outcome.error, BackendError):
+                self._survive(outcome.batch.pipeline, outcome.error)
+                return
         finally:
-            self._busy_s = None
             self._scheduler.done()
+        if outcome.error:
+            raise outcome.error
         self._engine_failures = 0
-        for result in results:
-            self._count(result)
-            if not self._outlet.put(result, lambda: not self._should_exit.is_set()):
-                self.stop()
         if self._reports.first_frame_s is None:
             self._reports.first_frame_s = time.time() - process_began_s()
             log.info("first frame done, %.2f s after the process began", self._reports.first_frame_s)
+
+    def _settle(self, outcome: Outcome) -> None:
+        """Every frame of a batch is counted, with its result or without."""
+        if outcome.error:
+            for row in outcome.batch.rows:
+                self._reports.ledger.drop(row.frame.camera, "engine")
+        for result in outcome.results:
+            self._count(result)
+            if not self._outlet.put(result, lambda: not self._should_exit.is_set()):
+                self.stop()
 
     def _count(self, result: Result) -> None:
         self._reports.ledger.add(result)
@@ -226,8 +232,10 @@ class Daemon:
 
     def _progressing(self) -> bool:
         """Whether neither the engine nor the filling of a batch hangs; no frames at all are the cameras' trouble."""
-        filling_s = self._scheduler.busy_s if hasattr(self, "_scheduler") else None
-        return all(since_s is None or time.monotonic() - since_s < _STUCK_S for since_s in (self._busy_s, filling_s))
+        if not hasattr(self, "_workers"):
+            return True
+        busy = (self._workers.busy_since_s, self._scheduler.busy_s)
+        return all(since_s is None or time.monotonic() - since_s < _STUCK_S for since_s in busy)
 
     def _switch(self, pipeline: Pipeline) -> None:
         """Its first batch ends the running one, see `_hand_over_to`; one that never had a batch ends here."""
@@ -265,7 +273,7 @@ class Daemon:
                 raise error
             log.error("the engine failed and is loaded again: %s", error)
             try:
-                self._switch(self._load(model, len(self._captures)))
+                self._switch(self._load(model, len(self._captures), self._streams))
                 return
             except EdgeloopError as refused:
                 log.error("it cannot be loaded: %s", refused)
@@ -283,7 +291,7 @@ class Daemon:
 
     def _take_over(self, config: EdgeConfig) -> None:
         old = self._config
-        if _lossless(config) != _lossless(old):
+        if config.lossless != old.lossless:
             raise ConfigError("cameras that wait (fps: max) and live ones cannot take each other's place; restart the daemon")
         added = {
             name: Capture(name, camera, self._changed)
@@ -337,6 +345,8 @@ class Daemon:
         aside.start()
         for frame in self._scheduler.stop():
             self._reports.ledger.drop(frame.camera, "shutdown")
+        for outcome in self._workers.stop(_ENGINE_END_S):
+            self._settle(outcome)
         self._end_captures([*self._captures.values()], _CAPTURES_END_S)
         for capture in self._captures.values():
             while capture.queue.get(timeout_s=0) is not None:
@@ -363,10 +373,6 @@ class Daemon:
     def summary(self) -> dict[str, object]:
         """See `Reports.summary`."""
         return self._reports.summary()
-
-
-def _lossless(config: EdgeConfig) -> bool:
-    return all(camera.fps == FPS_MAX for camera in config.cameras.values())
 
 
 def _lowest(pipeline: Pipeline) -> float:

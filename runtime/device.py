@@ -7,6 +7,7 @@ and INT8 alike.
 
 from __future__ import annotations
 
+import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -107,3 +108,8 @@ def proc_field(path: str, names: tuple[str, ...]) -> str:
         if key.strip() in names:
             return value.strip()
     return ""
+
+
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import resource
 import time
-from array import array
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 _LATEST = 100_000  # values kept for percentiles: a few hours of one camera, under a megabyte
 
@@ -31,7 +32,7 @@ class Percentiles:
         return {name: round(value, 3) for name, value in asdict(self).items()}
 
 
-def percentiles(values_s: Sequence[float]) -> Percentiles:
+def percentiles(values_s: Sequence[float] | NDArray[np.floating[Any]]) -> Percentiles:
     """The distribution of durations given in seconds; all zeros for none. No outlier is removed."""
     if not len(values_s):
         return Percentiles(0, 0.0, 0.0, 0.0, 0.0, 0.0)
@@ -44,20 +45,17 @@ class Durations:
     """The latest durations of one stage, in seconds, in bounded memory."""
 
     def __init__(self) -> None:
-        self._values = array("d")
-        self._next = 0
+        self._values = np.full(_LATEST, np.nan, np.float32)  # all of it now: memory shall not grow for hours
+        self._count = 0
 
     def add(self, value_s: float) -> None:
         """Remembers one value; the oldest goes once there are `_LATEST`."""
-        if len(self._values) < _LATEST:
-            self._values.append(value_s)
-        else:
-            self._values[self._next] = value_s
-            self._next = (self._next + 1) % _LATEST
+        self._values[self._count % _LATEST] = value_s
+        self._count += 1
 
     def summary(self) -> Percentiles:
         """Their distribution."""
-        return percentiles(self._values)
+        return percentiles(self._values[: self._count])
 
 
 def resident_bytes() -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -22,8 +23,6 @@ from runtime.frame import Frame
 from runtime.postprocess import Outputs, Thresholds, detections_from_outputs
 from runtime.preprocess import Letterbox
 from runtime.regions import Region, cropped, region_of
-
-_BUFFERS = 2  # one is filled while the other runs
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,12 +84,14 @@ class Serving:
 
     Attributes:
         cameras: how many.
+        streams: how many batches are run at once; an engine that cannot runs them one after the other.
         batch: 1; or how many frames one run may take; or `auto`: as many as the release has a file for, if it was measured
             here to be faster for that many cameras than one by one.
         unmeasured: the engine to take where nobody has measured, instead of measuring now.
     """
 
     cameras: int = 1
+    streams: int = 1
     batch: int | Literal["auto"] = 1
     unmeasured: str | None = None
 
@@ -102,19 +103,32 @@ class Pipeline:
     """A bundle, loaded and warm, with its input buffers.
 
     Attributes:
-        buffers: how many batches can be under way at once.
         backend: the engine for a lone frame.
     """
 
-    buffers = _BUFFERS
-
     def __init__(
-        self, bundle: Bundle, backend: Backend, thresholds: Thresholds, larger: Backend | None = None, pays_from: int = 2
+        self,
+        bundle: Bundle,
+        backend: Backend,
+        thresholds: Thresholds,
+        larger: Backend | None = None,
+        pays_from: int = 2,
+        streams: int = 1,
     ) -> None:
-        """`larger` is the same model with a batch of several frames, taken when at least `pays_from` frames wait."""
+        """Warms the engine.
+
+        Args:
+            bundle: the release.
+            backend: its engine.
+            thresholds: for its detections.
+            larger: the same model with a batch of several frames.
+            pays_from: it is taken when at least so many frames wait.
+            streams: as in `Serving`; one batch more can be under way, which is filled while the others run.
+        """
         self.bundle, self.backend, self.thresholds = bundle, backend, thresholds
         self._larger, self._pays_from = larger, pays_from
-        self._free = {id(each): [each.inputs(bundle.preprocess) for _ in range(_BUFFERS)] for each in self._backends}
+        self._free = {id(each): [each.inputs(bundle.preprocess) for _ in range(streams + 1)] for each in self._backends}
+        self._idle = {id(each): threading.Semaphore(each.streams) for each in self._backends}
         for each in self._backends:
             warm(each, bundle.preprocess.buffer(each.batch))
         self.detect(np.zeros((8, 8, 3), np.uint8))
@@ -149,12 +163,12 @@ class Pipeline:
         """
         thresholds = thresholds_of(bundle, confidence)
         with ExitStack() as undo:  # an engine on a GPU holds threads and memory until it is closed
-            backend = open_backend(bundle, engine, precision, threads, serving.unmeasured)
+            backend = open_backend(bundle, engine, precision, threads, serving.unmeasured, serving.streams)
             undo.callback(backend.close)
             larger, pays_from = open_larger(bundle, backend, serving.batch, serving.cameras, threads)
             if larger is not None:
                 undo.callback(larger.close)
-            pipeline = cls(bundle, backend, thresholds, larger, pays_from)
+            pipeline = cls(bundle, backend, thresholds, larger, pays_from, serving.streams)
             undo.pop_all()
         return pipeline
 
@@ -169,7 +183,7 @@ class Pipeline:
         return fitting if len(fitting) >= self._pays_from else frames[:1]
 
     def prepare(self, frames: Sequence[Frame], regions: Mapping[str, Region | None] = {}) -> Batch:
-        """Letterboxes up to `batch` frames into a free buffer; at most `buffers` batches may be under way."""
+        """Letterboxes up to `batch` frames into a free buffer; at most one batch more than there are streams may be under way."""
         backend = next(each for each in self._backends if each.batch >= len(frames))
         inputs = self._free[id(backend)].pop()
         return Batch(
@@ -177,21 +191,23 @@ class Pipeline:
         )
 
     def run(self, batch: Batch) -> list[Result]:
-        """Detects in each frame of a prepared batch and frees its buffer.
+        """Detects in each frame of a prepared batch and frees its buffer; several threads may.
 
         Raises:
             BackendError: the engine failed; no frame of the batch has a result.
         """
-        start = time.perf_counter()
-        try:
-            outputs = batch.backend.run(batch.inputs)
-        finally:
-            self._free[id(batch.backend)].append(batch.inputs)
-        infer_s = time.perf_counter() - start
-        try:
-            return [self._parse(outputs, index, row, infer_s) for index, row in enumerate(batch.rows)]
-        except ValueError as error:  # boxes that are no numbers
-            raise BackendError(f"{self.backend.engine} gave outputs that are no detections: {error}; convert again") from error
+        with self._idle[id(batch.backend)]:
+            start = time.perf_counter()
+            try:
+                outputs = batch.backend.run(batch.inputs)
+            finally:
+                self._free[id(batch.backend)].append(batch.inputs)
+            infer_s = time.perf_counter() - start
+            try:
+                return [self._parse(outputs, index, row, infer_s) for index, row in enumerate(batch.rows)]
+            except ValueError as error:  # boxes that are no numbers
+                engine = self.backend.engine
+                raise BackendError(f"{engine} gave outputs that are no detections: {error}; convert again") from error
 
     def _parse(self, outputs: Outputs, index: int, row: Row, infer_s: float) -> Result:
         start = time.perf_counter()

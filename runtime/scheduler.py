@@ -2,7 +2,7 @@
 
 A camera's latest frame waits in its slot. The camera that was served longest ago comes first, so that under overload all
 get the same share whatever their rates. A batch closes when it is full, or when its oldest frame has waited `wait_s`; an
-engine that is busy is not waited for by filling early: two buffers, one under way, one being filled.
+engine that is busy is not waited for by filling early: one buffer more than batches run at once, which is being filled.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class Scheduler:
         busy_s: since when a batch is being filled with frames that are there; None while frames are awaited.
     """
 
-    def __init__(self, pipeline: Pipeline, wait_s: float, changed: threading.Event) -> None:
-        """`changed` is set whenever a camera has a new frame or ends."""
+    def __init__(self, pipeline: Pipeline, wait_s: float, changed: threading.Event, streams: int = 1) -> None:
+        """`changed` is set whenever a camera has a new frame or ends; `streams` batches run at once."""
         self.dropped: dict[str, Counter[str]] = {}
         self.error: Exception | None = None
         self.looked_s = float("-inf")
@@ -44,9 +44,9 @@ class Scheduler:
         self._gates: dict[str, MotionGate] = {}
         self._served: dict[str, int] = {}
         self._turn = 0
-        # The buffer that is being filled is not in the queue, so that the two of a pipeline are never exceeded.
+        # The buffer that is being filled is not in the queue, so that those of a pipeline are never exceeded.
         self._ready: BoundedQueue[Batch] = BoundedQueue(1, lossless=True)
-        self._buffers = threading.Semaphore(Pipeline.buffers)
+        self._buffers = threading.Semaphore(streams + 1)
         self._unqueued: list[Frame] = []
         self._used = True
         self._switching = threading.Lock()

@@ -7,7 +7,6 @@ verdict's question (`runtime.verdict`), which needs frames.
 from __future__ import annotations
 
 import logging
-import os
 import statistics
 import time
 from pathlib import Path
@@ -17,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from runtime.backends import SETTLE_S, Backend, model_file, open_model, warm
 from runtime.bundle import Bundle
-from runtime.device import Device, engines_here
+from runtime.device import Device, engines_here, usable_cores
 from runtime.errors import BackendError, BundleError, CacheError, MissingPackageError
 from runtime.sealed_folder import SealedFolder, cache_folder
 
@@ -96,7 +95,7 @@ def _open_all(bundle: Bundle, precision: str, threads: int) -> dict[str, Backend
 def _key(bundle: Bundle, precision: str, threads: int) -> dict[str, object]:
     device = Device.current()
     return {
-        "bundle": bundle.digest, "precision": precision, "threads": threads or len(os.sched_getaffinity(0)),
+        "bundle": bundle.digest, "precision": precision, "threads": threads or usable_cores(),
         "machine": device.machine, "isa": ",".join(device.isa), "cpu": device.cpu,
         "engines": ",".join(f"{name} {version}" for name, version in sorted(device.engines.items())),
     }  # fmt: skip

@@ -21,7 +21,7 @@ _LOST_LOOKS = 3  # a link that is moved by hand is away for a moment
 _Place = tuple[Path, tuple[tuple[str, int, int], ...]]
 
 
-def load_pipeline(config: ModelConfig, cameras: int = 1, running: Pipeline | None = None) -> Pipeline:
+def load_pipeline(config: ModelConfig, cameras: int = 1, streams: int = 1, running: Pipeline | None = None) -> Pipeline:
     """Opens, verifies, loads and warms the configured bundle; no engine sees one that the trust key did not sign.
 
     A lone camera has no use for batches. Beside a `running` model nothing is timed: its engine is taken where nobody has
@@ -31,7 +31,7 @@ def load_pipeline(config: ModelConfig, cameras: int = 1, running: Pipeline | Non
     """
     bundle = verify_bundle(config.bundle, config.trust_key) if config.trust_key else Bundle.open(config.bundle)
     unmeasured = running.backend.engine if running else None
-    serving = Serving(cameras, 1 if cameras == 1 else config.batch, unmeasured)
+    serving = Serving(cameras, streams, 1 if cameras == 1 else config.batch, unmeasured)
     return Pipeline.load(bundle, config.engine, config.precision, config.threads, config.confidence, serving)
 
 
@@ -46,8 +46,8 @@ class BundleWatcher:
         refused: why the last one was.
     """
 
-    def __init__(self, config: ModelConfig, running: Pipeline, cameras: int = 1) -> None:
-        self._config, self._cameras = config, cameras
+    def __init__(self, config: ModelConfig, running: Pipeline, cameras: int = 1, streams: int = 1) -> None:
+        self._config, self._cameras, self._streams = config, cameras, streams
         self._seen = _place(config.bundle)
         self._running = running
         self._loaded = (running.bundle.digest, config, cameras)
@@ -99,7 +99,7 @@ class BundleWatcher:
     def _load(self) -> None:
         config, cameras = self._config, self._cameras  # `reconfigure` may come meanwhile; the next look is for it
         try:
-            pipeline = load_pipeline(config, cameras, self._running)
+            pipeline = load_pipeline(config, cameras, self._streams, self._running)
             wanted = (pipeline.bundle.digest, config, cameras)
             if wanted == self._loaded:  # copied over itself
                 pipeline.close()

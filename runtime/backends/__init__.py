@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, Protocol
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 
 from runtime.backends.inputs import Inputs
 from runtime.bundle import Bundle
-from runtime.device import engines_here
+from runtime.device import engines_here, usable_cores
 from runtime.errors import BackendError, MissingPackageError
 from runtime.manifest import FORM_OF_ENGINE, Form
 from runtime.onnx_file import refuse_external_data
@@ -39,14 +38,16 @@ class Backend(Protocol):
         engine: its name in `ENGINES`.
         precision: `fp32`, `fp16` or `int8`.
         batch: images in one inference, which the graph was made for.
+        streams: how many threads may run it at once.
     """
 
     engine: str
     precision: str
     batch: int
+    streams: int
 
     def inputs(self, preprocess: Preprocess) -> Inputs:
-        """A new buffer for one batch. With two of them one is filled while the other runs.
+        """A new buffer for one batch. With one more than there are streams, one is filled while the others run.
 
         Raises:
             BackendError: the model takes another size than `preprocess` makes, or there is no memory.
@@ -56,7 +57,7 @@ class Backend(Protocol):
     def run(self, inputs: Inputs) -> Outputs:
         """Runs the batch in a buffer that `inputs` made.
 
-        The outputs may be overwritten by the next run, and are not to be read after `close`: copy what is kept.
+        The outputs may be overwritten by the next run on the same stream and thread, and are not to be read after `close`: copy what is kept.
 
         Raises:
             BackendError: the engine refuses.
@@ -73,38 +74,38 @@ class Backend(Protocol):
         ...
 
 
-def _onnxruntime(model: Path, precision: str, threads: int) -> Backend:
+def _onnxruntime(model: Path, precision: str, threads: int, streams: int) -> Backend:
     from runtime.backends.onnxruntime import OnnxRuntimeBackend  # an extra: the device installs the engines it uses
 
-    return OnnxRuntimeBackend(model, precision, threads)
+    return OnnxRuntimeBackend(model, precision, threads, streams)
 
 
-def _openvino(model: Path, precision: str, threads: int) -> Backend:
+def _openvino(model: Path, precision: str, threads: int, streams: int) -> Backend:
     from runtime.backends.openvino import OpenVinoBackend  # an extra, as above
 
-    return OpenVinoBackend(model, precision, threads)
+    return OpenVinoBackend(model, precision, threads, streams)
 
 
-def _onnxruntime_cuda(model: Path, precision: str, _: int) -> Backend:
+def _onnxruntime_cuda(model: Path, precision: str, *_: int) -> Backend:
     from runtime.backends.onnxruntime_cuda import open_onnxruntime_cuda  # an extra, as above
 
     return open_onnxruntime_cuda(model, precision)
 
 
-def _tensorrt(model: Path, precision: str, _: int) -> Backend:
+def _tensorrt(model: Path, precision: str, *_: int) -> Backend:
     from runtime.backends.tensorrt import open_tensorrt  # an extra, as above
 
     return open_tensorrt("tensorrt", model, precision)
 
 
-def _tensorrt_rtx(model: Path, precision: str, _: int) -> Backend:
+def _tensorrt_rtx(model: Path, precision: str, *_: int) -> Backend:
     from runtime.backends.tensorrt import open_tensorrt  # an extra, as above
 
     return open_tensorrt("tensorrt-rtx", model, precision)
 
 
-# By name: given the file, its precision, and the threads of an engine that runs on the CPU.
-ENGINES: dict[str, Callable[[Path, str, int], Backend]] = {
+# By name: given the file, its precision, and the threads and streams of an engine that runs on the CPU.
+ENGINES: dict[str, Callable[[Path, str, int, int], Backend]] = {
     "onnxruntime": _onnxruntime,
     "openvino": _openvino,
     "onnxruntime-cuda": _onnxruntime_cuda,
@@ -113,8 +114,15 @@ ENGINES: dict[str, Callable[[Path, str, int], Backend]] = {
 }
 
 
-def open_model(engine: str, model: Path, precision: str, threads: int = 0) -> Backend:
-    """Loads an ONNX file of ours with a named engine. `threads` 0 means as many as this process may use.
+def open_model(engine: str, model: Path, precision: str, threads: int = 0, streams: int = 1) -> Backend:
+    """Loads an ONNX file of ours with a named engine.
+
+    Args:
+        engine: one of `ENGINES`.
+        model: the file.
+        precision: what it is told to be.
+        threads: of an engine on the CPU, in all; 0 means as many as this process may use.
+        streams: frames that such an engine runs at once, at most one a thread; a GPU has one.
 
     Raises:
         BackendError: unknown engine, a file with external data, or one that the engine refuses.
@@ -123,11 +131,17 @@ def open_model(engine: str, model: Path, precision: str, threads: int = 0) -> Ba
     if engine not in ENGINES:
         raise BackendError(f"unknown engine {engine!r}; the engines are {', '.join(ENGINES)}")
     refuse_external_data(model)
-    return ENGINES[engine](model, precision, threads or len(os.sched_getaffinity(0)))
+    threads = threads or usable_cores()
+    return ENGINES[engine](model, precision, threads, min(streams, threads))
 
 
 def open_backend(
-    bundle: Bundle, engine: str = AUTO, precision: str = AUTO, threads: int = 0, unmeasured: str | None = None
+    bundle: Bundle,
+    engine: str = AUTO,
+    precision: str = AUTO,
+    threads: int = 0,
+    unmeasured: str | None = None,
+    streams: int = 1,
 ) -> Backend:
     """Loads a bundle; `auto` takes the engine and precision that were measured as best on this device.
 
@@ -148,7 +162,7 @@ def open_backend(
         else:
             engine = preferred.engine
         precision = preferred.precision
-    return open_model(engine, model_file(bundle, engine, precision), precision, threads)
+    return open_model(engine, model_file(bundle, engine, precision), precision, threads, streams)
 
 
 def open_larger(
@@ -156,8 +170,8 @@ def open_larger(
 ) -> tuple[Backend | None, int]:
     """The same model as `backend` with a file for several frames at once, or None, and from how many frames it pays.
 
-    `auto` takes the file with which so many cameras were measured here to be served soonest, if that beats one by one; a
-    number is taken as it is, measured or not.
+    `auto` takes the file with which so many cameras were measured here to be served soonest, if that beats one by one, which
+    no batch does where streams run beside each other; a number is taken as it is, measured or not.
 
     Raises:
         BackendError, BundleError, MissingPackageError: as `open_backend`; the bundle has no file for that batch.
@@ -167,13 +181,16 @@ def open_larger(
     sizes = {row.batch for row in rows if row.batch > 1}
     if isinstance(batch, int):
         size = batch
+    elif backend.streams > 1:
+        size = 1
     else:  # of cameras that all have a frame: how long a round of them takes
         round_ms = {size: -(-cameras // size) * _batch_ms(bundle, backend, size) for size in sizes}
         best = min(round_ms, key=lambda size: round_ms[size], default=1)
         size = best if best > 1 and round_ms[best] < _WORTH * cameras * alone_ms else 1
     if size == 1:
         return None, 1
-    larger = open_model(backend.engine, bundle.model_path(backend.precision, form, size), backend.precision, threads)
+    path = bundle.model_path(backend.precision, form, size)
+    larger = open_model(backend.engine, path, backend.precision, threads, backend.streams)
     ratio = _batch_ms(bundle, backend, size) / alone_ms
     return larger, max(2, math.ceil(ratio)) if math.isfinite(ratio) else 2
 

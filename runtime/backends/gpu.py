@@ -74,6 +74,8 @@ Load = Callable[[Cuda, Stream], DeviceModel]
 class GpuBackend:
     """See `Backend`. One engine, its stream and its outputs on one thread, its inputs on another."""
 
+    streams = 1
+
     def __init__(self, engine: str, precision: str, load: Load) -> None:
         """Loads the model.
 

@@ -21,8 +21,8 @@ class OnnxRuntimeBackend:
     engine = "onnxruntime"
     batch: int
 
-    def __init__(self, model: Path, precision: str, threads: int) -> None:
-        """Loads `model`.
+    def __init__(self, model: Path, precision: str, threads: int, streams: int = 1) -> None:
+        """Loads `model` for `threads` in all, so many runs at once included.
 
         Raises:
             MissingPackageError: onnxruntime is not installed.
@@ -32,9 +32,10 @@ class OnnxRuntimeBackend:
             import onnxruntime as ort
         except ImportError as error:
             raise MissingPackageError("onnxruntime", "cpu") from error
-        self.precision, self._model = precision, model
+        self.precision, self.streams, self._model = precision, streams, model
         options = ort.SessionOptions()
-        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+        # Whoever calls works with the session's own threads, and these serve all callers.
+        options.intra_op_num_threads, options.inter_op_num_threads = threads - streams + 1, 1
         options.log_severity_level = 3
         try:
             self._session = ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +13,9 @@ from runtime.backends.inputs import HostInputs, Inputs, images_of
 from runtime.errors import BackendError, MissingPackageError, first_line
 from runtime.postprocess import Outputs
 from runtime.preprocess import Preprocess
+
+if TYPE_CHECKING:
+    from openvino import InferRequest
 
 _OUTPUTS = ("boxes", "scores", "classes", "embedding")
 
@@ -21,8 +26,8 @@ class OpenVinoBackend:
     engine = "openvino"
     batch: int
 
-    def __init__(self, model: Path, precision: str, threads: int) -> None:
-        """Compiles `model`.
+    def __init__(self, model: Path, precision: str, threads: int, streams: int = 1) -> None:
+        """Compiles `model` for `threads` in all, shared by so many streams.
 
         Raises:
             MissingPackageError: openvino is not installed.
@@ -32,32 +37,39 @@ class OpenVinoBackend:
             import openvino as ov
         except ImportError as error:
             raise MissingPackageError("openvino", "cpu") from error
-        self.precision, self._model = precision, model
-        settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
+        self.precision, self.streams, self._model = precision, streams, model
+        settings = {"NUM_STREAMS": streams, "INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
         core = ov.Core()
         try:
-            self._request = core.compile_model(str(model), "CPU", settings).create_infer_request()
+            self._compiled = core.compile_model(str(model), "CPU", settings)
         except RuntimeError as error:
             raise BackendError(f"OpenVINO refuses {model}: {first_line(error)}; convert the model again") from error
-        self.batch = int(self._request.model_inputs[0].shape[0])
+        self.batch = int(self._compiled.inputs[0].shape[0])
+        self._requests = threading.local()  # one for each thread, so that nobody overwrites another's outputs
 
     def inputs(self, preprocess: Preprocess) -> HostInputs:
         """See `Backend.inputs`."""
         return HostInputs(preprocess.buffer(self.batch), preprocess)
 
     def run(self, inputs: Inputs) -> Outputs:
-        """See `Backend.run`; the outputs are views of the request's own tensors."""
+        """See `Backend.run`; the outputs are views of this thread's own tensors."""
         return self.infer(images_of(inputs))
 
     def infer(self, images: NDArray[np.uint8]) -> Outputs:
-        """See `Backend.infer`; the outputs are views of the request's own tensors."""
+        """See `Backend.infer`; the outputs are views of this thread's own tensors."""
         try:
-            self._request.infer({"images": images}, share_inputs=True, share_outputs=True)
-            boxes, scores, classes, embedding = (self._request.get_tensor(name).data for name in _OUTPUTS)
+            request = self._request()
+            request.infer({"images": images}, share_inputs=True, share_outputs=True)
+            boxes, scores, classes, embedding = (request.get_tensor(name).data for name in _OUTPUTS)
         except (RuntimeError, ValueError) as error:
             raise BackendError(f"OpenVINO cannot run {self._model}: {first_line(error)}; convert the model again") from error
         return Outputs(boxes, scores, classes, embedding)
 
     def close(self) -> None:
         """Frees the compiled model."""
-        del self._request
+        del self._requests, self._compiled
+
+    def _request(self) -> InferRequest:
+        if (request := getattr(self._requests, "request", None)) is None:
+            request = self._requests.request = self._compiled.create_infer_request()
+        return cast("InferRequest", request)

@@ -233,8 +233,8 @@ def failing(*instances: Iterable[Exception | None]) -> Callable[..., Pipeline]:
     """Loads pipelines one after the other, each with its own failures, which begin after the warm-up."""
     waiting = iter(instances)
 
-    def load(model: Any, cameras: int) -> Pipeline:
-        pipeline = load_pipeline(model, cameras)
+    def load(model: Any, cameras: int, streams: int) -> Pipeline:
+        pipeline = load_pipeline(model, cameras, streams)
         broken = Failing.__new__(Failing)
         broken.__dict__ = pipeline.__dict__
         broken.failures = iter(next(waiting, ()))
@@ -279,8 +279,8 @@ def test_run__a_lost_device_ends_at_once_and_keeps_what_was_found(bundle: Bundle
 
 
 def test_run__outputs_that_are_no_numbers_are_an_engine_that_fails(bundle: Bundle, tmp_path: Path) -> None:
-    def load(model: Any, cameras: int) -> Pipeline:
-        pipeline = load_pipeline(model, cameras)
+    def load(model: Any, cameras: int, streams: int) -> Pipeline:
+        pipeline = load_pipeline(model, cameras, streams)
         right = pipeline.backend.run
 
         def wrong(inputs: Any) -> Any:

@@ -48,10 +48,10 @@ def start() -> Iterator[Callable[..., Scheduler]]:
     """Starts cameras and a scheduler over them, and stops all."""
     running: list[Capture | Scheduler] = []
 
-    def start(pipeline: Pipeline, cameras: dict[str, dict[str, Any]], wait_s: float = 0.005) -> Scheduler:
+    def start(pipeline: Pipeline, cameras: dict[str, dict[str, Any]], wait_s: float = 0.005, streams: int = 1) -> Scheduler:
         changed = threading.Event()
         captures = [Capture(name, CameraConfig.model_validate(camera), changed) for name, camera in cameras.items()]
-        scheduler = Scheduler(pipeline, wait_s, changed)
+        scheduler = Scheduler(pipeline, wait_s, changed, streams)
         scheduler.watch(captures)
         for capture in captures:
             capture.start()
