@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 from runtime.errors import EdgeloopError
 from runtime.extras import missing_package
 
-_INTERRUPTED = 130  # typer's exit code after Ctrl-C
+_ENDED = {130: "interrupted", 128 + signal.SIGTERM: "ended by SIGTERM"}  # 130 is typer's exit code after Ctrl-C
 _OPENCV_LIBRARIES = ("libGL.so", "libgthread-2.0.so", "libglib-2.0.so")  # of the system; a bare one lacks them
 
 
@@ -46,8 +46,9 @@ class Program:
         try:
             self.app(prog_name=self.name)
         except SystemExit as leave:
-            if leave.code == _INTERRUPTED:
-                sys.stderr.write(f"\n{self.name}: interrupted\n")
+            for code, told in _ENDED.items():
+                if leave.code == code:
+                    sys.stderr.write(f"\n{self.name}: {told}\n")
             raise
         except EdgeloopError as error:
             self._exit(f"{error}", error.exit_code)

@@ -8,7 +8,9 @@ from typing import Annotated, Literal
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
 
+from runtime.config_words import problem_of
 from runtime.device import usable_cores
 from runtime.errors import ConfigError
 from runtime.pool import DEFAULT_QUOTA_BYTES
@@ -96,7 +98,9 @@ class SimulatedConfig(_Strict):
 
 
 def _from_text(source: object) -> object:
-    """What a bare string in `source:` means."""
+    """What a bare string in `source:` means, or a number: as in OpenCV and Ultralytics, that of a camera."""
+    if isinstance(source, int) and not isinstance(source, bool) and source >= 0:
+        source = f"/dev/video{source}"
     if not isinstance(source, str):
         return source
     if sensor := re.fullmatch(r"csi://(\d+)", source):
@@ -264,7 +268,7 @@ def load_config(path: str | Path) -> EdgeConfig:
     try:
         config = EdgeConfig.model_validate(document)
     except ValidationError as error:
-        problems += [_problem(path, tree, dict(item)) for item in error.errors()]
+        problems += _problems(path, tree, error)
         raise _listed(path, problems) from error
     if problems:
         raise _listed(path, problems)
@@ -281,22 +285,30 @@ def _twice(path: str | Path, found: DuplicateKey) -> str:
     return f"{path}:{found.line}: {'.'.join(found.path)}: {what}; line {found.first_line} has it already"
 
 
-def _problem(path: str | Path, tree: yaml.Node | None, item: dict[str, object]) -> str:
-    loc = tuple(item["loc"]) if isinstance(item["loc"], tuple) else ()
-    line, keys = _place(tree, loc)
-    message = "unknown key" if item["type"] == "extra_forbidden" else str(item["msg"]).removeprefix("Value error, ")
-    return f"{path}:{line}: {'.'.join(keys) + ': ' if keys else ''}{message}"
+def _problems(path: str | Path, tree: yaml.Node | None, error: ValidationError) -> list[str]:
+    """A sentence for each place where something is wrong."""
+    places: dict[tuple[int, str], list[ErrorDetails]] = {}
+    for item in error.errors():
+        line, keys = _place(tree, item["loc"], missing=item["type"] == "missing")
+        places.setdefault((line, ".".join(keys)), []).append(item)
+    told = {
+        place: problem_of(items)
+        for place, items in places.items()
+        # a value that may be of two types is wrong within one of them: it is not told as being of neither
+        if not (any(other[1].startswith(f"{place[1]}.") for other in places) and all("_type" in item["type"] for item in items))
+    }
+    return [f"{path}:{line}: {keys + ': ' if keys else ''}{problem}" for (line, keys), problem in told.items()]
 
 
-def _place(node: yaml.Node | None, loc: tuple[int | str, ...]) -> tuple[int, list[str]]:
-    """The line of a pydantic location, and its keys without the union tags that pydantic adds."""
+def _place(node: yaml.Node | None, loc: tuple[int | str, ...], *, missing: bool) -> tuple[int, list[str]]:
+    """The line of a pydantic location, and its keys without the tags that pydantic adds."""
     line = 1 if node is None else node.start_mark.line + 1
     keys: list[str] = []
     for step, part in enumerate(loc):
         if isinstance(node, yaml.MappingNode):
             match = next(((key, value) for key, value in node.value if key.value == str(part)), None)
             if match is None:
-                if step == len(loc) - 1:  # a missing key has no place of its own; a union tag is not last
+                if missing and step == len(loc) - 1:  # it has no place of its own
                     keys.append(str(part))
                 continue
             line, node = match[0].start_mark.line + 1, match[1]

@@ -18,7 +18,7 @@ from runtime.ledger import Ledger
 from runtime.metrics import process_began_s, resident_bytes
 from runtime.outlet import Outlet
 from runtime.pipeline import Pipeline, Result, thresholds_of
-from runtime.reports import Reports
+from runtime.reports import Reports, camera_status
 from runtime.scheduler import Scheduler
 from runtime.signals import ending_signals
 from runtime.sinks import Sink, open_sink
@@ -227,7 +227,8 @@ class Daemon:
     def _status(self) -> DaemonStatus:
         """For the server's thread, which answers before the engine is loaded."""
         if not hasattr(self, "_reports"):
-            return DaemonStatus("starting", time.monotonic() - self._began_s, [], None, 0, 0, 0, resident_bytes(), 0, 0)
+            cameras = [camera_status(capture, Ledger(), {}) for capture in self._captures.values()]
+            return DaemonStatus("starting", time.monotonic() - self._began_s, cameras, None, 0, 0, 0, resident_bytes(), 0, 0)
         return self._reports.status()
 
     def _progressing(self) -> bool:

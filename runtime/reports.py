@@ -89,7 +89,7 @@ class Reports:
     def status(self) -> DaemonStatus:
         """The daemon now."""
         return DaemonStatus(
-            self.state, time.monotonic() - self._began_s, [self._camera(capture) for capture in self.captures.values()],
+            self.state, time.monotonic() - self._began_s, self._cameras(),
             self._model(), self.outlet.dropped, self.outlet.failed, self.collector.kept if self.collector else 0,
             resident_bytes(), len(list(Path("/proc/self/fd").iterdir())), len(list(Path("/proc/self/task").iterdir())),
             **({"telemetry": self.telemetry.latest} if self.telemetry else {}),
@@ -103,15 +103,9 @@ class Reports:
             "dropped": self.ledger.dropped(name, capture, self.scheduler.dropped.get(name, {})),
         }
 
-    def _camera(self, capture: Capture) -> CameraStatus:
-        name, ledger, seen_s = capture.name, self.ledger, capture.last_frame_s
-        return CameraStatus(
-            name, capture.state, capture.reason, capture.epoch, capture.size_wh,
-            ledger.read(name, capture), ledger.processed[name],
-            ledger.dropped(name, capture, self.scheduler.dropped.get(name, {})), capture.reconnects,
-            capture.last_frame_wall_s, None if seen_s is None else time.monotonic() - seen_s,
-            capture.fps, address_of(capture.config),
-        )  # fmt: skip
+    def _cameras(self) -> list[CameraStatus]:
+        gated = self.scheduler.dropped
+        return [camera_status(capture, self.ledger, gated.get(name, {})) for name, capture in self.captures.items()]
 
     def _model(self) -> ModelStatus:
         pipeline, watcher = self.pipeline, self.watcher
@@ -125,6 +119,17 @@ class Reports:
             if self.watcher.refused and self.watcher.refused not in self._refused:
                 self._refused.append(self.watcher.refused)
             return list(self._refused)
+
+
+def camera_status(capture: Capture, ledger: Ledger, gated: Mapping[str, int]) -> CameraStatus:
+    """A camera now; `gated` are its frames that the scheduler left out, by reason."""
+    name, seen_s = capture.name, capture.last_frame_s
+    return CameraStatus(
+        name, capture.state, capture.reason, capture.epoch, capture.size_wh,
+        ledger.read(name, capture), ledger.processed[name], ledger.dropped(name, capture, gated), capture.reconnects,
+        capture.last_frame_wall_s, None if seen_s is None else time.monotonic() - seen_s,
+        capture.fps, address_of(capture.config),
+    )  # fmt: skip
 
 
 def address_of(camera: CameraConfig) -> str:

@@ -55,3 +55,9 @@ def test_run__ctrl_c_is_told() -> None:
     command = [sys.executable, "-c", PROGRAM, "one", f"import os, signal; {heard}; os.kill(os.getpid(), signal.SIGINT)"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd=ROOT)
     assert (done.returncode, done.stderr.strip()) == (130, "edge: interrupted")
+
+
+def test_run__sigterm_is_told() -> None:
+    command = [sys.executable, "-c", PROGRAM, "one", "import os, signal; os.kill(os.getpid(), signal.SIGTERM)"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd=ROOT)
+    assert (done.returncode, done.stderr.strip()) == (143, "edge: ended by SIGTERM")

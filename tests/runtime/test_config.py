@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runtime.config import EdgeConfig, ServerConfig, load_config
+from runtime.config import EdgeConfig, GStreamerConfig, ServerConfig, load_config
 from runtime.errors import ConfigError
 from tests.conftest import ROOT
 
@@ -51,8 +51,8 @@ def test_load_config__tells_all_problems_with_their_lines(tmp_path: Path) -> Non
     told = str(caught.value)
     for expected in (
         "8 problems", "edge.yaml:3: model.engin: unknown key", "edge.yaml:4: model.threads:", "edge.yaml:9: cameras.door.source.url: unknown key",
-        "cameras.door.source.uri: Field required", "edge.yaml:10: cameras.door.fpss: unknown key", "edge.yaml:12: cameras.gate.source",
-        "sinks.0.path: Field required", "edge.yaml:15: more: unknown key",
+        "cameras.door.source.uri: is missing", "edge.yaml:10: cameras.door.fpss: unknown key", "edge.yaml:12: cameras.gate.source",
+        "sinks.0.path: is missing", "edge.yaml:15: more: unknown key",
     ):  # fmt: skip
         assert expected in told, f"{expected!r} not in:\n{told}"
 
@@ -66,13 +66,29 @@ def test_load_config__tells_all_problems_with_their_lines(tmp_path: Path) -> Non
         (GOOD.replace("source:", "fps: max\n    source:"), "fps: max is for files"),
         (GOOD.replace("door", '"a/b"'), "cameras"),
         (GOOD.replace("u:p@", "u:p w@"), r"edge\.yaml:5: cameras\.door\.source\.uri: an address holds no white space"),
-        (GOOD + "server: {port: 65536}\n", r"edge\.yaml:6: server\.port: Input should be less than or equal to 65535"),
+        (GOOD + "server: {port: 65536}\n", r"edge\.yaml:6: server\.port: is 65536; expected at most 65535"),
         (GOOD + "server: {prot: 80}\n", r"server\.prot: unknown key"),
+        (
+            GOOD.replace("source:", "fps: 0\n    source:"),
+            r"1 problem;[^\n]*\n.*cameras\.door\.fps: is 0; expected more than 0, or 'max'",
+        ),
+        (
+            GOOD.replace("model: {", "model: {confidence: {car: 2}, "),
+            r"1 problem;[^\n]*\n.*model\.confidence\.car: is 2; expected at most 1",
+        ),
+        (GOOD.replace("model: {", "model: {threads: two, "), r"model\.threads: is 'two'; expected a whole number"),
+        (GOOD + "sinks: [{kind: mqtt, path: x}]\n", r"sinks\.0: expected kind: 'jsonl', 'pictures'"),
     ],
 )
 def test_load_config__refuses(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load(tmp_path, text)
+
+
+def test_load_config__a_number_is_a_camera_of_this_machine(tmp_path: Path) -> None:
+    source = load(tmp_path, GOOD + "  desk: {source: 2}\n").cameras["desk"].source
+    assert isinstance(source, GStreamerConfig)
+    assert "device=/dev/video2 " in source.pipeline
 
 
 def test_load_config__an_empty_server_block_serves_at_the_defaults(tmp_path: Path) -> None:
@@ -90,7 +106,7 @@ def test_load_config__what_comes_twice_is_told_with_everything_else(tmp_path: Pa
         "edge.yaml:7: cameras.gate.source.path: a key may come once; line 7 has it already",
         "edge.yaml:8: cameras.door: camera names must differ; line 4 has it already",
         "edge.yaml:10: model: a key may come once; line 2 has it already",
-        "cameras.door.source: Field required",
+        "cameras.door.source: is missing",
     ):
         assert expected in told, f"{expected!r} not in:\n{told}"
 

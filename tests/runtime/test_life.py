@@ -278,6 +278,18 @@ def test_run__a_lost_device_ends_at_once_and_keeps_what_was_found(bundle: Bundle
     assert accounted(daemon.summary())
 
 
+def test_run__the_cameras_are_shown_while_the_engine_loads(bundle: Bundle, tmp_path: Path) -> None:
+    port, seen = free_port(), []
+
+    def load(model: Any, cameras: int, streams: int) -> Pipeline:
+        seen.append(json.loads(get(port, "/api/status")[1]))
+        return load_pipeline(model, cameras, streams)
+
+    Daemon(EdgeConfig.model_validate(config(bundle, tmp_path, server={"port": port})), load=load).run()
+    assert [(camera["name"], camera["state"]) for camera in seen[0]["cameras"]] == [("line", "starting")]
+    assert seen[0]["model"] is None
+
+
 def test_run__outputs_that_are_no_numbers_are_an_engine_that_fails(bundle: Bundle, tmp_path: Path) -> None:
     def load(model: Any, cameras: int, streams: int) -> Pipeline:
         pipeline = load_pipeline(model, cameras, streams)
