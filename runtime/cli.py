@@ -40,7 +40,7 @@ class Program:
         )
 
     def run(self) -> None:
-        """Runs the command line and exits: 0 done, 2 refused, 130 interrupted (by typer)."""
+        """Runs the command line and exits: 0 done, 2 refused, 130 interrupted (by typer), 143 ended by SIGTERM."""
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
         signal.signal(signal.SIGTERM, _leave)
         try:

@@ -15,7 +15,7 @@ from runtime.device import usable_cores
 from runtime.errors import ConfigError
 from runtime.pool import DEFAULT_QUOTA_BYTES
 from runtime.sources.gstreamer import csi_pipeline, v4l2_pipeline
-from runtime.sources.uri import is_live
+from runtime.sources.uri import is_live, redacted
 from runtime.sources.video import OPEN_TIMEOUT_S, READ_TIMEOUT_S
 from runtime.yaml_keys import DuplicateKey, duplicate_keys
 
@@ -295,9 +295,13 @@ def _problems(path: str | Path, tree: yaml.Node | None, error: ValidationError) 
         place: problem_of(items)
         for place, items in places.items()
         # a value that may be of two types is wrong within one of them: it is not told as being of neither
-        if not (any(other[1].startswith(f"{place[1]}.") for other in places) and all("_type" in item["type"] for item in items))
+        if not (any(other[1].startswith(f"{place[1]}.") for other in places) and all(_other_type(item) for item in items))
     }
     return [f"{path}:{line}: {keys + ': ' if keys else ''}{problem}" for (line, keys), problem in told.items()]
+
+
+def _other_type(item: ErrorDetails) -> bool:
+    return item["type"].endswith("_type") and item["loc"][-1] != "[key]"
 
 
 def _place(node: yaml.Node | None, loc: tuple[int | str, ...], *, missing: bool) -> tuple[int, list[str]]:
@@ -312,7 +316,7 @@ def _place(node: yaml.Node | None, loc: tuple[int | str, ...], *, missing: bool)
                     keys.append(str(part))
                 continue
             line, node = match[0].start_mark.line + 1, match[1]
-            keys.append(str(part))
+            keys.append(redacted(str(part)))
         elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
             node = node.value[part]
             line = node.start_mark.line + 1

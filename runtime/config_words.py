@@ -20,7 +20,7 @@ _EXPECTED = {
     "too_short": "at least {min_length} of them",
     "too_long": "at most {max_length} of them",
     "string_pattern_mismatch": _NAME,
-    "string_type": "a word",
+    "string_type": "a word (in quotes where it looks like a number)",
     "int_type": "a whole number",
     "int_parsing": "a whole number",
     "int_from_float": "a whole number",
@@ -34,7 +34,7 @@ _EXPECTED = {
     "model_attributes_type": "a block of keys",
     "list_type": "a list",
     "tuple_type": "a list",
-    "union_tag_invalid": "kind: {expected_tags}",
+    "union_tag_invalid": "kind: {expected_tags}, but got {tag!r}",
     "union_tag_not_found": "a block with the key kind",
 }
 
@@ -43,7 +43,7 @@ def problem_of(errors: Sequence[Mapping[str, Any]]) -> str:
     """One sentence for pydantic's errors about one place; several where it tried several types."""
     first = errors[0]
     if first["type"] == "missing":
-        return "is missing"
+        return "expected more values" if isinstance(first["loc"][-1], int) else "is missing"
     if first["type"] == "extra_forbidden":
         return "unknown key"
     if not all(error["type"] in _EXPECTED for error in errors):
@@ -53,9 +53,11 @@ def problem_of(errors: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _told(value: object) -> str:
-    if isinstance(value, (bool, int, float, str)):
-        shown = redacted(str(value))
-        return f"is {shown if len(shown) <= _MOST else shown[:_MOST] + '…'!r}; " if isinstance(value, str) else f"is {shown}; "
+    if isinstance(value, str):
+        shown = redacted(value)
+        return f"is {shown if len(shown) <= _MOST else shown[:_MOST] + '…'!r}; "
+    if isinstance(value, (bool, int, float)):
+        return f"is {str(value).lower()}; "
     return "is empty; " if value in (None, {}, []) else ""
 
 

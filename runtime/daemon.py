@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from runtime.annotator import Annotator
@@ -37,9 +38,8 @@ log = logging.getLogger(__name__)
 _REPORT_S = 60.0
 # Within systemd's and Kubernetes' patience, and within five seconds in sum.
 _CAPTURES_END_S, _SINKS_END_S, _ASIDE_END_S = 1.0, 2.5, 0.5
-_ENGINE_END_S = 0.5
 _LEAVE_S = 0.3  # for a camera that a reload takes out; the others wait meanwhile
-_STUCK_S = 10.0  # frames wait and none has a result for so long: the engine hangs
+_STUCK_S = 30.0  # frames wait and none has a result for so long: the engine hangs
 _TICK_S = 0.2  # between two looks at what is not a frame
 _ENGINE_TRIES = 3  # failures in a row until the process gives up; the service manager starts it again
 
@@ -126,6 +126,7 @@ class Daemon:
 
     def _open_parts(self, config: EdgeConfig) -> None:
         pipeline = self._pipeline = self._load(config.model, len(config.cameras), self._streams)
+        self._streams = pipeline.backend.streams  # a GPU takes one batch after the other
         self._annotator = Annotator(config.cameras, _lowest(pipeline))
         self._collector = Collector(config.collect) if config.collect else None
         sinks: list[Sink] = [open_sink(sink, pipeline.bundle.manifest.classes) for sink in config.sinks]
@@ -181,7 +182,8 @@ class Daemon:
             self._scheduler.done()
         if outcome.error:
             raise outcome.error
-        self._engine_failures = 0
+        if outcome.batch.pipeline is self._scheduler.pipeline:
+            self._engine_failures = 0
         if self._reports.first_frame_s is None:
             self._reports.first_frame_s = time.time() - process_began_s()
             log.info("first frame done, %.2f s after the process began", self._reports.first_frame_s)
@@ -191,7 +193,8 @@ class Daemon:
         if outcome.error:
             for row in outcome.batch.rows:
                 self._reports.ledger.drop(row.frame.camera, "engine")
-        for result in outcome.results:
+        for found in outcome.results:
+            result = replace(found, age_s=time.monotonic() - found.frame.captured_monotonic_s)  # it may have waited its turn
             self._count(result)
             if not self._outlet.put(result, lambda: not self._should_exit.is_set()):
                 self.stop()
@@ -215,7 +218,7 @@ class Daemon:
         now_s = time.monotonic()
         if jump_s := self._clock.jump_s():
             log.warning("the system's clock was set by %+.0f s; ages and pacing do not follow it, times in results do", jump_s)
-        if self._watchdog_s and now_s - self._fed_s >= self._watchdog_s and self._scheduler.looked_s > self._fed_s:
+        if self._watchdog_s and now_s - self._fed_s >= self._watchdog_s and self._flowing():
             self._notifier.watchdog()
             self._fed_s = now_s
         if now_s - self._reported_s >= _REPORT_S:
@@ -224,10 +227,14 @@ class Daemon:
             log.info("%s", summary)
             self._notifier.status(f"{summary['frames_per_s']} frames/s; {'; '.join(troubles) or 'all cameras run'}")
 
+    def _flowing(self) -> bool:
+        return self._scheduler.looked_s > self._fed_s and self._progressing()
+
     def _status(self) -> DaemonStatus:
         """For the server's thread, which answers before the engine is loaded."""
         if not hasattr(self, "_reports"):
-            cameras = [camera_status(capture, Ledger(), {}) for capture in self._captures.values()]
+            nothing = Ledger()
+            cameras = [camera_status(capture, nothing, {}) for capture in self._captures.values()]
             return DaemonStatus("starting", time.monotonic() - self._began_s, cameras, None, 0, 0, 0, resident_bytes(), 0, 0)
         return self._reports.status()
 
@@ -274,7 +281,9 @@ class Daemon:
                 raise error
             log.error("the engine failed and is loaded again: %s", error)
             try:
-                self._switch(self._load(model, len(self._captures), self._streams))
+                pipeline = self._load(model, len(self._captures), self._streams)
+                pipeline.reserve(self._streams + 1)
+                self._switch(pipeline)
                 return
             except EdgeloopError as refused:
                 log.error("it cannot be loaded: %s", refused)
@@ -304,6 +313,8 @@ class Daemon:
         self._annotator.watch(config.cameras)
         if (config.sinks, config.collect, config.server) != (old.sinks, old.collect, old.server):
             log.warning("sinks, collect and server are only read at the start; restart the daemon for them")
+        if config.streams != old.streams:
+            log.warning("how many frames are looked at at once is only set at the start; restart the daemon for it")
         self._replace(added, set(self._captures) - set(config.cameras))
         if config.model != old.model or not self._reread or (len(config.cameras) == 1) != (len(old.cameras) == 1):
             self._watcher.reconfigure(config.model, len(config.cameras))
@@ -340,22 +351,29 @@ class Daemon:
     def _shutdown(self, *, engine: bool = True, wait: bool = False) -> None:
         """Ends all parts within five seconds; `wait` gives the sinks as long as they need."""
         self._reports.state = "stopping"
+        self._should_exit.set()  # nobody waits for a sink any more
         for capture in self._captures.values():
             capture.ask_to_stop()
         aside = threading.Thread(target=self._end_sidelines, name="end", daemon=True)
         aside.start()
         for frame in self._scheduler.stop():
             self._reports.ledger.drop(frame.camera, "shutdown")
-        for outcome in self._workers.stop(_ENGINE_END_S):
+        until_s = time.monotonic() + _CAPTURES_END_S
+        outcomes, unfinished = self._workers.stop(_CAPTURES_END_S)
+        for outcome in outcomes:
+            if engine:
+                self._hand_over_to(outcome.batch.pipeline)
             self._settle(outcome)
-        self._end_captures([*self._captures.values()], _CAPTURES_END_S)
+        for frame in unfinished:
+            self._reports.ledger.drop(frame.camera, "shutdown")
+        self._end_captures([*self._captures.values()], max(0.0, until_s - time.monotonic()))
         for capture in self._captures.values():
             while capture.queue.get(timeout_s=0) is not None:
                 self._reports.ledger.drop(capture.name, "shutdown")
         self._outlet.close(None if wait else _SINKS_END_S)
         self._reports.end()
         aside.join(_ASIDE_END_S)
-        if engine:
+        if engine and not self._workers.alive:  # what a hung run uses must stay
             for pipeline in {id(each): each for each in (self._pipeline, self._scheduler.pipeline)}.values():
                 pipeline.close()
 

@@ -113,7 +113,6 @@ class Pipeline:
         thresholds: Thresholds,
         larger: Backend | None = None,
         pays_from: int = 2,
-        streams: int = 1,
     ) -> None:
         """Warms the engine.
 
@@ -123,14 +122,15 @@ class Pipeline:
             thresholds: for its detections.
             larger: the same model with a batch of several frames.
             pays_from: it is taken when at least so many frames wait.
-            streams: as in `Serving`; one batch more can be under way, which is filled while the others run.
         """
         self.bundle, self.backend, self.thresholds = bundle, backend, thresholds
         self._larger, self._pays_from = larger, pays_from
-        self._free = {id(each): [each.inputs(bundle.preprocess) for _ in range(streams + 1)] for each in self._backends}
+        self._free: dict[int, list[Inputs]] = {id(each): [] for each in self._backends}
+        self._buffers = 0
         self._idle = {id(each): threading.Semaphore(each.streams) for each in self._backends}
         for each in self._backends:
             warm(each, bundle.preprocess.buffer(each.batch))
+        self.reserve(backend.streams + 1)
         self.detect(np.zeros((8, 8, 3), np.uint8))
 
     @property
@@ -168,7 +168,7 @@ class Pipeline:
             larger, pays_from = open_larger(bundle, backend, serving.batch, serving.cameras, threads)
             if larger is not None:
                 undo.callback(larger.close)
-            pipeline = cls(bundle, backend, thresholds, larger, pays_from, serving.streams)
+            pipeline = cls(bundle, backend, thresholds, larger, pays_from)
             undo.pop_all()
         return pipeline
 
@@ -177,13 +177,23 @@ class Pipeline:
         """Frames that one run takes at most."""
         return max(each.batch for each in self._backends)
 
+    def reserve(self, batches: int) -> None:
+        """Lets so many batches be under way at once; from the start one more than there are streams.
+
+        Raises:
+            BackendError: there is no memory for them.
+        """
+        for each in self._backends:
+            self._free[id(each)] += [each.inputs(self.bundle.preprocess) for _ in range(self._buffers, batches)]
+        self._buffers = max(self._buffers, batches)
+
     def next_of(self, frames: Sequence[Frame]) -> Sequence[Frame]:
         """Which of the waiting frames the next run should take: as many as fit, or one alone where a batch does not pay."""
         fitting = frames[: self.batch]
         return fitting if len(fitting) >= self._pays_from else frames[:1]
 
     def prepare(self, frames: Sequence[Frame], regions: Mapping[str, Region | None] = {}) -> Batch:
-        """Letterboxes up to `batch` frames into a free buffer; at most one batch more than there are streams may be under way."""
+        """Letterboxes up to `batch` frames into a free buffer, see `reserve`."""
         backend = next(each for each in self._backends if each.batch >= len(frames))
         inputs = self._free[id(backend)].pop()
         return Batch(

@@ -100,6 +100,7 @@ class BundleWatcher:
         config, cameras = self._config, self._cameras  # `reconfigure` may come meanwhile; the next look is for it
         try:
             pipeline = load_pipeline(config, cameras, self._streams, self._running)
+            pipeline.reserve(self._streams + 1)
             wanted = (pipeline.bundle.digest, config, cameras)
             if wanted == self._loaded:  # copied over itself
                 pipeline.close()

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 
+from runtime.frame import Frame
 from runtime.pipeline import Batch, Result
 from runtime.scheduler import Scheduler
 
@@ -64,21 +64,21 @@ class Workers:
         with self._changed:
             return min((since_s for _, since_s in self._running.values()), default=None)
 
-    def stop(self, within_s: float) -> Iterator[Outcome]:
-        """Takes no more batches, waits for those that run, and tells the outcomes that are left.
-
-        A batch whose engine hangs for longer than `within_s` has the outcome of an error.
-        """
+    def stop(self, within_s: float) -> tuple[list[Outcome], list[Frame]]:
+        """Takes no more batches and waits for those that run: the outcomes that are left, and frames that still run."""
         self._stop.set()
         until_s = time.monotonic() + within_s
         for thread in self._threads:
             if thread.ident is not None:
                 thread.join(max(0.0, until_s - time.monotonic()))
         with self._changed:
-            for number, (batch, _) in self._running.items():
-                self._outcomes[number] = Outcome(batch, [], TimeoutError("the engine hangs"))
             left = [self._outcomes.pop(number) for number in sorted(self._outcomes)]
-        yield from left
+            return left, [row.frame for _, (batch, _) in sorted(self._running.items()) for row in batch.rows]
+
+    @property
+    def alive(self) -> bool:
+        """Whether a thread may still use the engine."""
+        return any(thread.is_alive() for thread in self._threads)
 
     def _run(self) -> None:
         while not self._stop.is_set() and not self._scheduler.finished:

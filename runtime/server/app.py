@@ -24,7 +24,7 @@ class Endpoints:
 
     Attributes:
         status: the daemon now.
-        progressing: whether frames flow, or nothing keeps them from flowing; systemd's watchdog is fed by the same answer.
+        progressing: whether frames flow, or nothing keeps them from flowing; without it systemd's watchdog is not fed.
         metrics: the text for Prometheus and its content type.
     """
 

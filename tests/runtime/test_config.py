@@ -77,7 +77,9 @@ def test_load_config__tells_all_problems_with_their_lines(tmp_path: Path) -> Non
             r"1 problem;[^\n]*\n.*model\.confidence\.car: is 2; expected at most 1",
         ),
         (GOOD.replace("model: {", "model: {threads: two, "), r"model\.threads: is 'two'; expected a whole number"),
-        (GOOD + "sinks: [{kind: mqtt, path: x}]\n", r"sinks\.0: expected kind: 'jsonl', 'pictures'"),
+        (GOOD.replace("source:", "region: [0, 0, 1]\n    source:"), r"cameras\.door\.region: expected more values"),
+        ("model: {bundle: b}\ncameras:\n  1: {source: x, fpss: 3}\n", r"2 problems"),
+        (GOOD + "sinks: [{kind: mqtt, path: x}]\n", r"sinks\.0: expected kind: 'jsonl', 'pictures', but got 'mqtt'"),
     ],
 )
 def test_load_config__refuses(tmp_path: Path, text: str, message: str) -> None:
