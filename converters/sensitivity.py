@@ -27,7 +27,7 @@ from runtime.progress import Progress
 
 STRETCHES = 30  # three layers each in a YOLO of 90
 FRAMES = 24  # a saturated layer is plain on a few frames; small harm needs some more
-TIMINGS, ROUGHLY = 51, 15  # inferences of each graph: to hold a limit, to tell dear from cheap
+_TIMINGS = 51
 _THRESHOLDS_IN_ONE_IOU = 2.0  # mAP50-95 spreads its thresholds over half of the IoU's range
 _LOWEST_SCORE = 0.05  # weaker boxes are noise in both
 
@@ -82,12 +82,12 @@ class SensitivityScan:
         distance = self._distance(with_float_layers(self._int8, self._fp32, group))
         return Sensitivity(tuple(layer.name for layer in group), distance, self.base - distance)
 
-    def slowdown(self, group: Sequence[Layer], timings: int = TIMINGS) -> float:
+    def slowdown(self, group: Sequence[Layer]) -> float:
         """Time of the graph with `group` in float over the time without, medians, one inference of each in turn."""
         times: tuple[list[float], list[float]] = ([], [])
         tried = with_float_layers(self._int8, self._fp32, group)
         with opened(tried, self._engine) as one, opened(self._int8, self._engine) as other:
-            for _ in range(timings):
+            for _ in range(_TIMINGS):
                 for backend, spent in zip((one, other), times, strict=True):
                     start = time.perf_counter()
                     backend.infer(self._frames[0].canvas[None])

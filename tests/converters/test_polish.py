@@ -63,7 +63,7 @@ def test_polished_layers__tensorrt_spends_little_arithmetic_where_it_gains(scene
     work = multiply_adds(fp32)
     after = SensitivityScan(fp32, with_float_layers(int8, fp32, returned), "onnxruntime", scene.calibrated.frames, 0.7)
     assert returned, "INT8 hurts somewhere, and a little of the arithmetic pays for some of it"
-    assert 0 < sum(work[layer.name] for layer in returned) <= 0.12 * sum(work.values())
+    assert 0 < sum(work[layer.name] for layer in returned) <= 0.25 * sum(work.values())
     assert after.base < scene.scan.base, "detections come closer to FP32's"
     assert scene.told
 
