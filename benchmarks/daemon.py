@@ -20,8 +20,9 @@ VIDEO = DATA / "videos" / "vtest.avi"
 BARE = """
 import sys, threading, time
 import numpy as np
-engine, model, seconds, threads, streams = sys.argv[1], sys.argv[2], float(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5])
-images = np.random.default_rng(0).integers(0, 256, (1, 640, 640, 3), dtype=np.uint8)
+engine, model, seconds = sys.argv[1], sys.argv[2], float(sys.argv[3])
+threads, streams, side = (int(word) for word in sys.argv[4:])
+images = np.random.default_rng(0).integers(0, 256, (1, side, side, 3), dtype=np.uint8)
 if engine == "onnxruntime":
     import onnxruntime
     options = onnxruntime.SessionOptions()
@@ -49,10 +50,10 @@ print(sum(counts) / (time.perf_counter() - start))
 """
 
 
-def bare_rate(bundle: Bundle, engine: str, precision: str, threads: int, streams: int = 1) -> float:
+def bare_rate(bundle: Bundle, engine: str, precision: str, threads: int, streams: int = 1, imgsz: int = 640) -> float:
     """Inferences per second of the engine alone, so many at once."""
     command = [sys.executable, "-c", BARE, engine, str(bundle.model_path(precision))]
-    command += [str(BARE_S), str(threads), str(streams)]
+    command += [str(BARE_S), str(threads), str(streams), str(imgsz)]
     return float(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout)
 
 

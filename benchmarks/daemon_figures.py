@@ -60,8 +60,9 @@ def _latency(found: Figures) -> list[str]:
     whole = ", ".join(f"{run['capture_to_line']['p99_ms']:.1f}" for run in found["runs"])
     return [
         (
-            f"Four cameras (1080p H.264) at 10 frames/s, {found['precision']} on {found['engine']}, {100 * found['load']:.0f} % of the "
-            f"engine's rate: capture to the line in the file without the engine's time, p99 of each run {told} ms; with it {whole} ms."
+            f"Four cameras (1080p H.264) at 10 frames/s, {found['precision']} on {found['engine']}, {found['imgsz']} px, "
+            f"cores busy {100 * found['runs'][0]['cores_busy']:.0f} %: capture to the line in the file without the engine's time, p99 "
+            f"of each run {told} ms; with it {whole} ms."
         )
     ]
 
