@@ -13,12 +13,14 @@ from numpy.typing import NDArray
 
 from runtime.backends.inputs import Inputs
 from runtime.bundle import Bundle
-from runtime.device import engines_here, usable_cores
+from runtime.cuda.driver import NO_GPU
+from runtime.device import GPU_ENGINES, engines_here, usable_cores
 from runtime.errors import BackendError, MissingPackageError
 from runtime.manifest import FORM_OF_ENGINE, Form
 from runtime.onnx_file import refuse_external_data
 from runtime.postprocess import Outputs
 from runtime.preprocess import Preprocess
+from runtime.tensorrt.device import find_device
 from runtime.tensorrt.flavour import MODULES, load_flavour
 from runtime.verdict import measured_here, preferred_here
 
@@ -152,6 +154,8 @@ def open_backend(
     """
     if engine not in (AUTO, *ENGINES):
         raise BackendError(f"unknown engine {engine!r}; the engines are {', '.join(ENGINES)}")
+    if engine in GPU_ENGINES and find_device() is None:  # before a package is asked for that would not help
+        raise BackendError(f"{engine} cannot run {bundle.path}: {NO_GPU}")
     if AUTO in (engine, precision):
         preferred = preferred_here(bundle, None if engine == AUTO else engine, None if precision == AUTO else precision)
         measured = any((row.engine, row.precision) == (preferred.engine, preferred.precision) for row in measured_here(bundle))

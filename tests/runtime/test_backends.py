@@ -96,6 +96,8 @@ def test_host_inputs__rows_are_apart(bundle: Bundle) -> None:
 def test_open_model__an_engine_for_a_gpu_without_one(bundle: Bundle, engine: str) -> None:
     with pytest.raises(BackendError, match=rf"^{engine} cannot run .*: there is no NVIDIA GPU here"):
         open_model(engine, bundle.model_path("fp32"), "fp32")
+    with pytest.raises(BackendError, match=rf"^{engine} cannot run .*: there is no NVIDIA GPU here"):
+        open_backend(bundle, engine, "fp32")
 
 
 @NO_GPU
