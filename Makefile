@@ -33,7 +33,7 @@ $(VENV)/.installed: pyproject.toml $(PINS)
 
 # The stubs want tensorrt itself, and beside the real packages they would look like it: hence --no-deps and a folder of their own.
 $(VENV)/.installed-dev: $(VENV)/.installed typings/requirements.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(PINS) -e '.[cpu,convert,train,track,sign,nvml,cuda,tensorrt-rtx,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(PINS) -e '.[cpu,convert,train,track,sign,nvml,cuda,tensorrt-rtx,fleet,dev]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(VENV)/tensorrt-stubs -r typings/requirements.txt
 	touch $@
 

@@ -7,7 +7,7 @@ import logging
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Literal, Optional
 
 import typer
 
@@ -116,22 +116,45 @@ def split(
 
 @program.app.command()
 def pretrain(
-    pool: Annotated[Path, typer.Option(help="Unlabeled frames.")],
-    out: Annotated[Path, typer.Option(help="Run folder; backbone.pt appears there.")],
+    out: Annotated[Path, typer.Option(help="Run folder; backbone.pt, or neck.pt, appears there.")],
+    pool: Annotated[Optional[Path], typer.Option(help="Unlabeled frames.")] = None,
+    shards: Annotated[
+        str, typer.Option(help="Instead: where `edge pool export` wrote them; a folder, https:// or s3://.")
+    ] = "",
     model: Model = "yolo11n",
-    init: Annotated[Optional[Path], typer.Option(help="Weights to start from: COCO weights, or the last backbone.")] = None,
+    init: Annotated[Optional[Path], typer.Option(help="Weights to start from: COCO weights, or the last run's.")] = None,
+    method: Annotated[
+        str, typer.Option(help="dense, simclr, moco, vicreg, mae, rotation, jigsaw, hybrid or distill.")
+    ] = "simclr",
+    part: Annotated[
+        Literal["backbone", "neck"], typer.Option(help="What is trained: the backbone, or the neck with it.")
+    ] = "backbone",
+    teacher: Annotated[Optional[Path], typer.Option(help="A larger detector's checkpoint, for distill.")] = None,
     imgsz: Imgsz = 128,
     batch: Batch = 64,
+    chunk: Annotated[int, typer.Option(min=0, help="Images that fit the memory at once; 0 for the whole batch.")] = 0,
     epochs: Epochs = 10,
     lr: Lr = 1e-3,
+    upright: Annotated[bool, typer.Option("--upright", help="Scenes have an up and a down: no vertical flips.")] = False,
+    workers: Annotated[int, typer.Option(min=0, max=256, help="Processes that make views.")] = 0,
+    precision: Annotated[
+        Literal["32-true", "bf16-mixed", "16-mixed"], typer.Option(help="Of the arithmetic; mixed ones are for GPUs.")
+    ] = "32-true",
     seed: Seed = 0,
     resume: Resume = False,
 ) -> None:
-    """Pretrains a YOLO backbone on unlabeled frames (SimCLR)."""
+    """Pretrains a YOLO on unlabeled frames, without labels."""
+    from edge.errors import TrainingError
     from edge.pretrain import PretrainRequest
     from edge.pretrain import pretrain as start
 
-    typer.echo(str(start(PretrainRequest(pool, out, model, init, imgsz, batch, epochs, lr, seed, resume=resume))))
+    if (pool is None) == (not shards):
+        raise TrainingError("name the frames with --pool, or with --shards, and not with both")
+    request = PretrainRequest(
+        pool or Path(), out, model, init, imgsz, batch, epochs, lr, seed, resume=resume, method=method, part=part, teacher=teacher,
+        upright=upright, chunk=chunk, workers=workers, precision=precision, shards=shards,
+    )  # fmt: skip
+    typer.echo(str(start(request)))
 
 
 @program.app.command()
@@ -148,22 +171,119 @@ def finetune(
     lr: Lr = 1e-3,
     eval_every: Annotated[int, typer.Option(min=0, help="Epochs between evaluations; 0 for the last only.")] = 0,
     freeze_backbone: Annotated[bool, typer.Option("--freeze-backbone", help="Train neck and head only.")] = False,
+    pool: Annotated[Optional[Path], typer.Option(help="Unlabeled frames that take part (mean teacher).")] = None,
+    pool_weight: Annotated[float, typer.Option(min=0, max=100, help="Of their loss beside that of the labels.")] = 1.0,
+    burn_in: Annotated[float, typer.Option(min=0, max=1, help="Share of the run with labels alone before.")] = 0.3,
     seed: Seed = 0,
     resume: Resume = False,
 ) -> None:
-    """Fine-tunes a detector on few labels."""
+    """Fine-tunes a detector on few labels, with unlabeled frames beside them if there are some."""
     from edge.finetune import FinetuneRequest
     from edge.finetune import finetune as start
 
     request = FinetuneRequest(
-        data, out, model, tuple(init or ()), imgsz, batch, epochs, lr, seed, freeze_backbone, eval_every, resume=resume
-    )
+        data, out, model, tuple(init or ()), imgsz, batch, epochs, lr, seed, freeze_backbone, eval_every, resume=resume,
+        pool=pool, pool_weight=pool_weight, burn_in=burn_in,
+    )  # fmt: skip
     done = start(request)
     if done.accuracy:
         typer.echo(
             f"mAP50-95 {done.accuracy.map50_95:.3f}, F1 {done.accuracy.f1:.3f} on {done.accuracy.images} held-out images"
         )
     typer.echo(str(done.checkpoint))
+
+
+@program.app.command()
+def probe(
+    data: Annotated[Path, typer.Option(help="data.yaml; classifiers learn on the boxes of `train`, `val` is asked.")],
+    init: Annotated[list[Path], typer.Option(help="Weights to probe, in the order they are injected.")],
+    model: Model = "yolo11n",
+    part: Annotated[Literal["backbone", "neck"], typer.Option(help="Whose features.")] = "backbone",
+    imgsz: Imgsz = 128,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Measures kNN and linear accuracy of frozen features on labelled boxes, beside those of fresh weights."""
+    from edge.probe import ProbeRequest
+    from edge.probe import probe as measure
+
+    found = measure(ProbeRequest(data, tuple(init), model, part, imgsz, seed))
+    if as_json:
+        typer.echo(json.dumps({name: row.as_dict() for name, row in found.items()}, indent=2))
+        return
+    for name, row in found.items():
+        low, high = row.linear_interval
+        typer.echo(
+            f"{name:14} kNN {row.knn:.3f}  linear {row.linear:.3f} ({low:.3f} to {high:.3f})  {row.val} boxes, {row.train} learnt"
+        )
+
+
+@program.app.command("check")
+def check_pool_and_labels(
+    pool: Annotated[Path, typer.Option(help="Unlabeled frames.")],
+    data: Annotated[Path, typer.Option(help="data.yaml with `train` and `val`.")],
+    init: Annotated[list[Path], typer.Option(help="Weights whose features are compared, in the order they are injected.")],
+    reference: Annotated[Optional[Path], typer.Option(help="A pool of what the weights were trained on.")] = None,
+    remove: Annotated[bool, typer.Option("--remove", help="Take frames that show held-out images out of the pool.")] = False,
+    model: Model = "yolo11n",
+    imgsz: Imgsz = 320,
+    as_json: Json = False,
+) -> None:
+    """Says whether a pool shows what the labels show, and whether it gives away the held-out images."""
+    from edge.transfer_check import CheckRequest, check_transfer
+
+    found = check_transfer(CheckRequest(pool, data, tuple(init), model, imgsz=imgsz, reference=reference), remove=remove)
+    if as_json:
+        typer.echo(json.dumps(found.as_dict(), indent=2))
+        return
+    typer.echo(f"pool and labels are told apart in {100 * found.pool_from_labels:.0f} % (50: the same, 100: two worlds)")
+    if found.pool_from_reference is not None:
+        typer.echo(f"pool and reference are told apart in {100 * found.pool_from_reference:.0f} %")
+    for frame, shown in list(found.leaks.items())[:20]:
+        typer.echo(f"leak: {frame} shows {shown}")
+    typer.echo("\n".join(found.verdict))
+
+
+@program.app.command()
+def embed(
+    pool: Annotated[Path, typer.Option(help="The frames.")],
+    plot: Annotated[Path, typer.Option(help="The HTML file to write.")],
+    init: Annotated[
+        Optional[list[Path]], typer.Option(help="A checkpoint to look with; each is shown by itself. None: fresh weights.")
+    ] = None,
+    model: Model = "yolo11n",
+    part: Annotated[Literal["backbone", "neck"], typer.Option(help="Whose features.")] = "backbone",
+    imgsz: Imgsz = 320,
+    frames: Annotated[int, typer.Option(min=3, max=5000, help="How many at most, spread over the pool's time.")] = 400,
+    seed: Seed = 0,
+) -> None:
+    """Draws a map of a pool as networks see it: one HTML file with thumbnails."""
+    from edge.embed import EmbedRequest
+    from edge.embed import embed as look
+    from edge.embed_page import embed_page
+    from runtime.files import write_atomically
+
+    weights: dict[str, tuple[Path, ...]] = {"/".join(path.parts[-2:]): (path,) for path in init or ()}
+    found = look(EmbedRequest(pool, weights or {"fresh weights": ()}, model, part, imgsz, frames, seed))
+    write_atomically(plot, embed_page(found, seed).encode())
+    typer.echo(f"{plot}: {len(found.names)} frames, {', '.join(found.vectors)}")
+
+
+@program.app.command()
+def study(
+    plan: Annotated[Path, typer.Argument(help="study.yaml: sets, arms, fractions, seeds; docs/study.md has an example.")],
+    out: Annotated[Path, typer.Option(help="Where runs and results go; a study that was cut goes on there.")],
+) -> None:
+    """Runs a grid of training arms with equal budgets; writes a table with intervals and a plot."""
+    from edge.study import load_plan
+    from edge.study import study as start
+    from edge.study_report import plot, rows_of, table
+
+    rows = rows_of(start(load_plan(plan), out))
+    told = table(rows)
+    (out / "table.md").write_text(told + "\n", encoding="utf-8")
+    plot(rows, out / "plot.svg")
+    typer.echo(told)
 
 
 @program.app.command()
@@ -280,6 +400,19 @@ def pool_info(pool: Annotated[Path, typer.Argument(help="The pool.")], as_json: 
     typer.echo(f"{len(entries)} frames, {used / 1e6:.1f} MB")
     typer.echo("reasons: " + ", ".join(f"{name} {count}" for name, count in reasons.most_common()))
     typer.echo("cameras: " + ", ".join(f"{name} {count}" for name, count in cameras.most_common()))
+
+
+@pool_program.command("export")
+def pool_export(
+    pool: Annotated[Path, typer.Argument(help="The pool.")],
+    out: Annotated[Path, typer.Argument(help="Where the shards go.")],
+    per_shard: Annotated[int, typer.Option(min=1, help="Frames in each tar file.")] = 1000,
+) -> None:
+    """Writes a pool's frames as shards (tar files), for `edge pretrain --shards`."""
+    from edge.shards import export_shards
+
+    index = export_shards(pool, out, per_shard)
+    typer.echo(f"{out}: {sum(shard.frames for shard in index.shards)} frames in {len(index.shards)} shards")
 
 
 @pool_program.command("check")

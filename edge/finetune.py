@@ -15,6 +15,7 @@ from converters.checkpoint import HELD_OUT, Checkpoint, load_checkpoint, save_ch
 from converters.errors import CheckpointError
 from edge.errors import TrainingError
 from edge.pool_light import PoolLight
+from edge.snapshot import Snapshot
 from edge.torch_detector import torch_detector
 from edge.training import Budget, Run, adamw, check_run_folder, train_epoch, with_training
 from edge.yolo import BatchSpec, WeightAverage, build_detector, family_of, inject, training_loader, weight_average
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     import torch
     from torch.utils.data import DataLoader
     from ultralytics.nn.tasks import DetectionModel
+
+    from edge.mean_teacher import PoolTeacher
 
 DETECTOR = "detector.pt"
 _WEIGHT_DECAY = 5e-4
@@ -48,6 +51,9 @@ class FinetuneRequest:
         confidence: threshold that F1 is told at.
         light_pool: a pool whose light half of the labelled images are given; None leaves them as they are.
         until_s: of that pool, frames captured up to this Unix time; None for all.
+        pool: unlabeled frames that take part, see `edge.mean_teacher`; None for labels alone.
+        pool_weight: of their loss beside that of the labels.
+        burn_in: share of the run with labels alone, 0 to 1.
         resume: go on with the run in `out`.
     """
 
@@ -66,6 +72,9 @@ class FinetuneRequest:
     light_pool: Path | None = None
     until_s: float | None = None
     resume: bool = False
+    pool: Path | None = None
+    pool_weight: float = 1.0
+    burn_in: float = 0.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +114,10 @@ def finetune(request: FinetuneRequest) -> Finetuned:
     frozen = _freeze(detector, request)
     ema = weight_average(detector)
     optimizer = adamw([detector], request.lr, _WEIGHT_DECAY)
-    run = Run(request.out, {"detector": detector, "ema": ema.ema}, optimizer, Budget(request.epochs, request.lr), request.seed)
+    loaders = _Loaders(dataset, request)
+    teacher = _pool_teacher(request, dataset, ema, request.epochs * len(loaders.mosaic))
+    stateful = {"detector": detector, "ema": ema.ema, **({"thresholds": teacher.thresholds} if teacher else {})}
+    run = Run(request.out, stateful, optimizer, Budget(request.epochs, request.lr), request.seed)
     digest = data_digest(dataset)
     run.start(_fingerprint(request, dataset, digest), resume=request.resume)
     lineage = {
@@ -116,12 +128,12 @@ def finetune(request: FinetuneRequest) -> Finetuned:
         "finetune_seed": str(request.seed),
     }
     found: Accuracy | None = None
-    loaders = _Loaders(dataset, request)
     with Progress("finetune", (request.epochs - run.epoch) * len(loaders.mosaic)) as progress:
         ema.updates = run.epoch * len(loaders.mosaic)
         for epoch in run.epochs(len(loaders.mosaic)):
             _train_mode(detector, frozen)
-            figures = train_epoch(run, loaders.of(epoch), _loss(detector, ema), progress)
+            figures = train_epoch(run, loaders.of(epoch), _loss(detector, ema, teacher), progress)
+            figures |= _believed(teacher)
             if _is_due(epoch, request) and dataset.val:
                 found = _evaluate(ema.ema, dataset, request)
                 figures |= {"map50_95": found.map50_95, "f1": found.f1}
@@ -131,6 +143,8 @@ def finetune(request: FinetuneRequest) -> Finetuned:
         found = _evaluate(ema.ema, dataset, request)
     measured = {f"{HELD_OUT}{name}": str(value) for name, value in found.as_dict().items()} if found else {}
     save_checkpoint(path, with_training(_checkpoint(ema.ema, dataset, request, {**lineage, **measured}), None))
+    if teacher:
+        Snapshot(request.out).remove()
     return Finetuned(path, found, run.extra.get("figures", []))
 
 
@@ -140,6 +154,7 @@ def _fingerprint(request: FinetuneRequest, dataset: Dataset, digest: str) -> dic
         "model": request.model, "data": digest, "names": ", ".join(dataset.names), "imgsz": request.imgsz, "batch": request.batch,
         "init": ", ".join(sha256_of_file(path)[:12] for path in request.init), "freeze_backbone": request.freeze_backbone,
         "light_pool": f"{request.light_pool} until {request.until_s}",
+        "pool": f"{request.pool} × {request.pool_weight} from {request.burn_in}" if request.pool else "",
     }  # fmt: skip
 
 
@@ -194,7 +209,25 @@ def _train_mode(detector: DetectionModel, frozen: list[torch.nn.Module]) -> None
         layer.eval()  # frozen weights with moving batch-norm statistics would not be frozen
 
 
-def _loss(detector: DetectionModel, ema: WeightAverage) -> Callable[[Mapping[str, torch.Tensor]], torch.Tensor]:
+def _pool_teacher(request: FinetuneRequest, dataset: Dataset, ema: WeightAverage, steps: int) -> PoolTeacher | None:
+    if request.pool is None or (request.resume and (request.out / DETECTOR).is_file()):  # finished: nothing to look at
+        return None
+    from edge.mean_teacher import PoolSpec, PoolTeacher
+
+    resume = request.resume
+    frames = Snapshot(request.out) if resume else Snapshot.take(request.pool, request.out, request.until_s, 1)
+    spec = PoolSpec(request.imgsz, request.batch, request.seed, steps, request.burn_in, request.pool_weight)
+    return PoolTeacher(frames, ema.ema, dataset.train, len(dataset.names), spec)
+
+
+def _believed(teacher: PoolTeacher | None) -> dict[str, float]:
+    """Boxes that the teacher gave a frame so far, for the log."""
+    return {"pseudo_boxes_per_frame": round(teacher.boxes / teacher.frames, 3)} if teacher and teacher.frames else {}
+
+
+def _loss(
+    detector: DetectionModel, ema: WeightAverage, teacher: PoolTeacher | None
+) -> Callable[[Mapping[str, torch.Tensor]], torch.Tensor]:
     import torch
 
     def loss_of(batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -202,7 +235,8 @@ def _loss(detector: DetectionModel, ema: WeightAverage) -> Callable[[Mapping[str
         images = batch["img"].contiguous(memory_format=torch.channels_last).float() / 255
         loss, _ = detector({**batch, "img": images})
         total: torch.Tensor = loss.sum() / len(images)
-        return total
+        unlabeled = teacher.loss(detector, ema.updates - 1) if teacher else None
+        return total if unlabeled is None else total + unlabeled
 
     return loss_of
 

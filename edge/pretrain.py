@@ -1,29 +1,35 @@
-"""Self-supervised pretraining of a YOLO backbone on a pool of unlabeled frames."""
+"""Self-supervised pretraining of a YOLO on a pool of unlabeled frames."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, cast
 
 from converters.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from edge.methods.simclr import TwoViews, build_simclr
+from edge.errors import TrainingError
+from edge.methods import METHODS, Settings, build_method
+from edge.processes import Precision, is_first, launched_fabric, several
 from edge.snapshot import Snapshot
-from edge.training import Budget, Run, adamw, check_run_folder, train_epoch, with_training
-from edge.yolo import backbone_keys, build_backbone, build_detector, inject
+from edge.training import Budget, Run, adamw, check_run_folder, seed_everything, with_training
+from edge.yolo import Part, build_detector, inject, part_keys
 from runtime.files import sha256_of_file
 from runtime.progress import Progress
 
 if TYPE_CHECKING:
     import torch
+    from lightning_fabric import Fabric
 
-BACKBONE = "backbone.pt"
+    from edge.shard_loader import ShardLoader
+    from edge.shards import ShardSet
+    from edge.view_loader import ViewLoader
+
+RESULT: dict[Part, str] = {"backbone": "backbone.pt", "neck": "neck.pt"}
 _WEIGHT_DECAY = 1e-4
 _FEWEST = 2  # frames: every contrastive batch needs another image to repel
+_SAVE_EVERY_S = 120.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,14 +38,25 @@ class PretrainRequest:
 
     Attributes:
         pool: unlabeled frames.
-        out: run folder; `backbone.pt` appears there.
+        out: run folder; `backbone.pt` or `neck.pt` appears there.
         model: architecture.
-        init: weights to start from (COCO weights, or the last backbone); None starts from scratch.
+        init: weights to start from (COCO weights, or the last run's); None starts from scratch.
         imgsz: side of the views in pixels.
-        batch: images a step; their views are each other's negatives.
-        epochs, lr, seed: the usual.
+        batch: images a step.
+        epochs: the usual.
+        lr: the usual.
+        seed: the usual.
         until_s: use frames captured up to this Unix time; None for all.
         resume: go on with the run in `out`.
+        method: one of `METHODS`.
+        part: what is trained and kept.
+        teacher: a checkpoint for the method that distils.
+        upright: scenes have an up and a down.
+        chunk: images that fit the memory at once; 0 for the whole batch. Contrastive gradients stay those of the batch.
+        workers: processes that make views, for each process that trains.
+        precision: of the arithmetic, as Lightning Fabric names it.
+        shards: where shards lie (`edge pool export`), instead of the pool's own frames.
+        save_every_s: time between two savings within an epoch.
     """
 
     pool: Path
@@ -53,58 +70,203 @@ class PretrainRequest:
     seed: int = 0
     until_s: float | None = None
     resume: bool = False
+    method: str = "simclr"
+    part: Part = "backbone"
+    teacher: Path | None = None
+    upright: bool = False
+    chunk: int = 0
+    workers: int = 0
+    precision: Precision = "32-true"
+    shards: str = ""
+    save_every_s: float = _SAVE_EVERY_S
 
 
 def pretrain(request: PretrainRequest) -> Path:
-    """Runs SimCLR and writes `out/backbone.pt`; returns its path.
+    """Trains and writes `out/backbone.pt` (or `neck.pt`); returns its path. Under `torchrun` all processes share each batch.
 
     Raises:
-        PoolError: an empty pool, or a damaged frame.
-        TrainingError: nothing to resume, a folder in use, a loss that is not finite.
+        PoolError: an empty pool.
+        TrainingError: nothing to resume, a folder in use, a loss that is not finite, features that collapsed, or too many
+            damaged frames.
     """
     import torch
 
+    from edge.shard_loader import ShardLoader
+    from edge.shards import ShardSet
+    from edge.trunk import Trunk
+    from edge.view_loader import LoaderSpec, ViewLoader
+
+    if request.chunk and several():
+        raise TrainingError("--chunk is for one process; under torchrun the processes share the batch already")
+    if request.method not in METHODS:
+        raise TrainingError(f"unknown method {request.method!r}; the methods are {', '.join(METHODS)}")
     check_run_folder(request.out, resume=request.resume)  # before anything is linked into it
-    path = request.out / BACKBONE
+    path = request.out / RESULT[request.part]
     if request.resume and path.is_file():
         sys.stderr.write(f"the run in {request.out} is finished; to train longer, start another with --init {path}\n")
         return path
+    fabric = launched_fabric(request.precision)
     detector = build_detector(request.model, ["object"], request.seed)
     _start_from(detector, request)
-    backbone = build_backbone(detector, request.model)
-    channels = backbone(torch.zeros(1, 3, 64, 64)).shape[1]
-    method = build_simclr(backbone, channels).to(memory_format=torch.channels_last)
-    frames = Snapshot(request.out) if request.resume else Snapshot.take(request.pool, request.out, request.until_s, _FEWEST)
-    batch = min(request.batch, len(frames))
-    run = Run(
-        request.out,
-        {"method": method},
-        adamw([method], request.lr, _WEIGHT_DECAY),
-        Budget(request.epochs, request.lr),
-        request.seed,
+    trunk = Trunk(detector, request.model, request.part)
+    frames = _frames(request, fabric)
+    batch = min(request.batch, len(frames)) // fabric.world_size * fabric.world_size
+    if not batch:
+        raise TrainingError(f"{len(frames)} frames are fewer than {fabric.world_size} processes; start fewer")
+    seed_everything(request.seed, 0)  # of the method's own layers
+    settings = Settings(
+        request.imgsz, batch, len(frames), request.epochs * (len(frames) // batch), request.upright, request.teacher
     )
+    method: Any = build_method(request.method, trunk, settings).to(memory_format=torch.channels_last)
+    spec = LoaderSpec(batch, request.seed, request.workers, fabric.global_rank, fabric.world_size)
+    loader = ShardLoader(frames, method.views, spec) if isinstance(frames, ShardSet) else ViewLoader(frames, method.views, spec)
+    steps = loader.steps
+    wrapped, optimizer = fabric.setup(method, adamw([method], request.lr, _WEIGHT_DECAY))
+    run = Run(request.out, {"method": method}, optimizer, Budget(request.epochs, request.lr), request.seed)
     run.start(_fingerprint(request, frames), resume=request.resume)
-    steps, views, lineage = len(frames) // batch, TwoViews(request.imgsz), _lineage(request, frames)
-    with Progress("pretrain", (request.epochs - run.epoch) * steps) as progress:
-        for epoch in run.epochs(steps):
-            method.train()
-            batches = _batches(frames, views, batch, (request.seed, epoch))
-            figures = train_epoch(run, batches, lambda pair: method(*pair), progress)
-            run.finish_epoch(_checkpoint(detector, request, lineage), figures)
-    save_checkpoint(path, with_training(_checkpoint(detector, request, lineage), None))
-    frames.remove()
+    lineage = _lineage(request, frames)
+
+    def checkpoint() -> Checkpoint:
+        state = detector.state_dict()
+        kept = {key: state[key].clone() for key in part_keys(request.model, state, request.part)}
+        return Checkpoint(request.model, (), kept, request.imgsz, request.part, lineage)
+
+    with Progress("pretrain", (request.epochs - run.epoch) * steps - run.step_in_epoch) as progress:
+        for _ in run.epochs(steps):
+            epoch = _Epoch(run, _Trained(method, wrapped, fabric), loader, request)
+            figures = epoch.train(checkpoint, progress)
+            run.finish_epoch(checkpoint(), figures)
+    for name in loader.damaged:
+        sys.stderr.write(f"left out, damaged: {name}\n")
+    fabric.barrier()
+    if is_first():
+        save_checkpoint(path, with_training(checkpoint(), None))
+        if isinstance(frames, Snapshot):
+            frames.remove()
     return path
 
 
-def _fingerprint(request: PretrainRequest, frames: Snapshot) -> dict[str, str | int]:
+def _frames(request: PretrainRequest, fabric: Fabric) -> Snapshot | ShardSet:
+    """What is looked at; the pool's frames are linked into the run folder, shards stay where they are."""
+    from edge.shards import ShardSet
+
+    if request.shards:
+        return ShardSet.open(request.shards)
+    if is_first() and not request.resume:
+        Snapshot.take(request.pool, request.out, request.until_s, _FEWEST)
+    fabric.barrier()
+    return Snapshot(request.out)
+
+
+@dataclass(frozen=True, slots=True)
+class _Trained:
+    """A method, what runs it (in all processes), and the fabric of both."""
+
+    method: Any
+    wrapped: Any
+    fabric: Fabric
+
+
+class _Epoch:
+    """One pass over the frames, from wherever the run stands."""
+
+    def __init__(self, run: Run, trained: _Trained, loader: ViewLoader | ShardLoader, request: PretrainRequest) -> None:
+        self._run, self._loader, self._request = run, loader, request
+        self._method, self._wrapped, self._fabric = trained.method, trained.wrapped, trained.fabric
+
+    def train(self, checkpoint: Any, progress: Progress) -> dict[str, float]:
+        """A step for each batch; mean loss, time and spread of the features."""
+        import numpy as np
+
+        run, loader = self._run, self._loader
+        losses: list[float] = run.extra["losses"] if run.step_in_epoch else []
+        run.extra["losses"] = losses
+        began_s = saved_s = time.monotonic()
+        images = 0
+        views: tuple[torch.Tensor, ...] = ()
+        self._method.train()
+        for made in loader.epoch(run.epoch, run.step_in_epoch):
+            views = self._fabric.to_device(made)
+            step = run.epoch * loader.steps + run.step_in_epoch
+            seed_everything(self._request.seed, step)
+            losses.append(self._step(views))
+            self._method.after_step(step)
+            run.step_in_epoch += 1
+            images += len(views[0]) * self._fabric.world_size
+            progress.advance(f"loss {np.mean(losses):.3f}")
+            in_turn = run.step_in_epoch % max(1, self._request.workers) == 0  # readers of shards take turns
+            if in_turn and time.monotonic() - saved_s > self._request.save_every_s:
+                run.save(checkpoint())
+                saved_s = time.monotonic()
+        seconds = time.monotonic() - began_s
+        figures = {
+            "loss": float(np.mean(losses)),
+            "seconds": round(seconds, 2),
+            "images_per_s": round(images / max(seconds, 1e-9), 1),
+        }
+        return figures | self._spread(views)
+
+    def _step(self, views: tuple[torch.Tensor, ...]) -> float:
+        import torch
+
+        from edge.large_batch import cached_backward
+
+        chunk, run = self._request.chunk, self._run
+        if not chunk or chunk >= len(views[0]):
+            loss = self._wrapped(*views)
+            run.refuse(loss)
+            run.zero_grad()
+            self._fabric.backward(loss)
+            run.apply()
+            return float(cast("torch.Tensor", self._fabric.all_reduce(loss.detach())))
+        run.zero_grad()
+        if hasattr(self._method, "embed"):
+            loss = cached_backward(self._method, self._method, views, chunk, self._fabric.backward)
+        else:  # a loss of each image: chunks add up to the batch
+            parts = list(zip(*(torch.split(view, chunk) for view in views), strict=True))
+            loss = torch.zeros(())
+            for part in parts:
+                share = self._wrapped(*part) * (len(part[0]) / len(views[0]))
+                run.refuse(share)
+                self._fabric.backward(share)
+                loss += share.detach()
+        run.refuse(loss)
+        run.apply()
+        return float(loss)
+
+    def _spread(self, views: tuple[torch.Tensor, ...]) -> dict[str, float]:
+        """Of the last batch's features."""
+        import torch
+
+        from edge.collapse import refuse_collapse, spread_of
+        from edge.large_batch import statistics_kept
+        from edge.trunk import pooled
+
+        if not views:
+            return {}
+        with torch.no_grad(), statistics_kept(self._method):  # a short run's running statistics are still those of no image
+            found = spread_of(pooled(self._method.trunk(views[0])))
+        refuse_collapse(found, len(views[0]))
+        return {"effective_rank": round(found.effective_rank, 2), "deviation": round(found.deviation, 4)}
+
+
+def _fingerprint(request: PretrainRequest, frames: Snapshot | ShardSet) -> dict[str, Any]:
     """What must be the same for a resumed run to be the run that was interrupted."""
-    init = sha256_of_file(request.init)[:12] if request.init else ""
-    return {"model": request.model, "frames": frames.digest, "init": init, "imgsz": request.imgsz, "batch": request.batch}
-
-
-def _lineage(request: PretrainRequest, frames: Snapshot) -> dict[str, str]:
     return {
-        "ssl": "simclr", "ssl_frames_sha256": frames.digest, "ssl_frames": str(len(frames)),
+        "model": request.model, "frames": frames.digest, "init": _digest(request.init), "imgsz": request.imgsz,
+        "batch": request.batch, "method": request.method, "part": request.part, "teacher": _digest(request.teacher),
+        "upright": request.upright, "chunk": request.chunk,
+        "readers": request.workers if request.shards else 0,  # which frames share a batch depends on it
+    }  # fmt: skip
+
+
+def _digest(path: Path | None) -> str:
+    return sha256_of_file(path)[:12] if path else ""
+
+
+def _lineage(request: PretrainRequest, frames: Snapshot | ShardSet) -> dict[str, str]:
+    return {
+        "ssl": request.method, "ssl_part": request.part, "ssl_frames_sha256": frames.digest, "ssl_frames": str(len(frames)),
         "ssl_epochs": str(request.epochs), "ssl_seed": str(request.seed),
     }  # fmt: skip
 
@@ -113,22 +275,3 @@ def _start_from(detector: torch.nn.Module, request: PretrainRequest) -> None:
     if request.init is not None:
         told = inject(detector, load_checkpoint(request.init), request.model)
         sys.stderr.write(f"starting from {request.init}: {told}\n")
-
-
-def _batches(
-    frames: Snapshot, views: TwoViews, batch: int, seed: tuple[int, int]
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Full batches of two views in a seeded order; the rest of an epoch that does not fill a batch is left out."""
-    import torch
-
-    order = np.random.default_rng(seed).permutation(len(frames))
-    for start in range(0, len(order) - batch + 1, batch):
-        pairs = [views(frames.read(int(index))) for index in order[start : start + batch]]
-        first, second = (torch.stack(side).contiguous(memory_format=torch.channels_last) for side in zip(*pairs, strict=True))
-        yield first, second
-
-
-def _checkpoint(detector: torch.nn.Module, request: PretrainRequest, lineage: dict[str, str]) -> Checkpoint:
-    state = detector.state_dict()
-    kept = {key: state[key].clone() for key in backbone_keys(request.model, state)}
-    return Checkpoint(request.model, (), kept, request.imgsz, "backbone", lineage)

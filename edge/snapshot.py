@@ -74,6 +74,10 @@ class Snapshot:
         """SHA-256 over the frames' digests, in hex."""
         return hashlib.sha256("".join(_sha256_in_name(path) for path in self._paths).encode()).hexdigest()
 
+    def name(self, position: int) -> str:
+        """What a frame is called in its pool."""
+        return f"{_sha256_in_name(self._paths[position])}.jpg"
+
     def read(self, position: int) -> NDArray[np.uint8]:
         """One frame: uint8 (h, w, 3) BGR.
 

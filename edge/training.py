@@ -1,7 +1,8 @@
 """What every training run shares: seeded epochs, one schedule, a checkpoint after each epoch, `--resume`.
 
-A run folder holds `last.pt` (weights, optimizer, schedule, epoch) and `log.jsonl` (one line an epoch). Random streams
-are derived from `(seed, epoch)`, so a resumed epoch is the epoch that was interrupted.
+A run folder holds `last.pt` (weights, optimizer, schedule, epoch and step) and `log.jsonl` (one line an epoch). Random
+streams are derived from `(seed, epoch)`, or from `(seed, step)` where a run also goes on within an epoch: what is resumed is
+what was interrupted.
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from converters.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from edge.errors import TrainingError
+from edge.processes import is_first
 from runtime.errors import MissingPackageError
 from runtime.progress import Progress
 
@@ -45,11 +47,23 @@ class Budget:
     warmup: float = 0.1
 
 
+class Stateful(Protocol):
+    """A module, or anything else whose state a resumed run needs."""
+
+    def state_dict(self) -> Any:
+        """Tensors, numbers, words, lists and mappings."""
+        ...
+
+    def load_state_dict(self, state: Any) -> Any:
+        """Takes up what `state_dict` gave."""
+        ...
+
+
 class Run:
     """One training run and the state that survives a kill."""
 
     def __init__(
-        self, out: Path, modules: Mapping[str, torch.nn.Module], optimizer: torch.optim.Optimizer, budget: Budget, seed: int
+        self, out: Path, modules: Mapping[str, Stateful], optimizer: torch.optim.Optimizer, budget: Budget, seed: int
     ) -> None:
         """Nothing is read or written yet.
 
@@ -61,7 +75,7 @@ class Run:
             seed: of every random stream.
         """
         self.out, self.budget, self.seed = out, budget, seed
-        self.epoch = 0
+        self.epoch = self.step_in_epoch = 0
         self.extra: dict[str, Any] = {}
         self._modules, self._optimizer = dict(modules), optimizer
         self._scheduler: torch.optim.lr_scheduler.LRScheduler | None = None
@@ -98,12 +112,33 @@ class Run:
         Raises:
             TrainingError: the loss is not finite.
         """
+        self.refuse(loss)
+        self.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.apply()
+
+    def refuse(self, loss: torch.Tensor) -> None:
+        """Stops before a loss that is no number reaches the weights; `last.pt` stays as it is.
+
+        Raises:
+            TrainingError: the loss is not finite.
+        """
         import torch
 
         if not torch.isfinite(loss):
-            raise TrainingError(f"the loss became {loss.item()} in epoch {self.epoch + 1}; lower --lr and start again")
+            raise TrainingError(
+                f"the loss became {loss.item()} in epoch {self.epoch + 1}; {self.out / LAST} holds the weights before it: "
+                "lower --lr and start again, with --init if they are worth keeping"
+            )
+
+    def zero_grad(self) -> None:
+        """Forgets the gradients of the step before."""
         self._optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+
+    def apply(self) -> None:
+        """The optimizer's step with the gradients that are there."""
+        import torch
+
         parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
         torch.nn.utils.clip_grad_norm_(parameters, _GRADIENT_NORM)
         self._optimizer.step()
@@ -112,20 +147,28 @@ class Run:
 
     def finish_epoch(self, checkpoint: Checkpoint, figures: Mapping[str, float]) -> None:
         """Writes `last.pt` and a line of the log; from here on a kill costs nothing of this epoch."""
-        self.epoch += 1
+        self.epoch, self.step_in_epoch = self.epoch + 1, 0
+        self.extra["figures"] = [*self.extra.get("figures", []), {"epoch": self.epoch, **figures}]
+        self.save(checkpoint)
+        lines = "".join(json.dumps(line) + "\n" for line in self.extra["figures"])
+        if is_first():
+            (self.out / LOG).write_text(lines, encoding="utf-8")
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Writes `last.pt` as things stand: a resume goes on after `step_in_epoch` steps of this epoch."""
         scheduler = self._scheduler.state_dict() if self._scheduler is not None else {}
         training = {
             "fingerprint": self._fingerprint,
             "epoch": self.epoch,
+            "step_in_epoch": self.step_in_epoch,
+            "losses": list(self.extra.get("losses", [])) if self.step_in_epoch else [],
             "modules": {name: module.state_dict() for name, module in self._modules.items()},
             "optimizer": self._optimizer.state_dict(),
             "scheduler": scheduler,
-            "figures": [*self.extra.get("figures", []), {"epoch": self.epoch, **figures}],
+            "figures": self.extra.get("figures", []),
         }
-        self.extra["figures"] = training["figures"]
-        save_checkpoint(self.out / LAST, with_training(checkpoint, training))
-        lines = "".join(json.dumps(line) + "\n" for line in training["figures"])  # type: ignore[attr-defined]
-        (self.out / LOG).write_text(lines, encoding="utf-8")
+        if is_first():
+            save_checkpoint(self.out / LAST, with_training(checkpoint, training))
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         state = checkpoint.training
@@ -142,8 +185,12 @@ class Run:
         for name, module in self._modules.items():
             module.load_state_dict(state["modules"][name])
         self._optimizer.load_state_dict(state["optimizer"])
-        self.epoch = int(state["epoch"])
-        self.extra = {"figures": list(state["figures"]), "scheduler": state["scheduler"]}
+        self.epoch, self.step_in_epoch = int(state["epoch"]), int(state.get("step_in_epoch", 0))
+        self.extra = {
+            "figures": list(state["figures"]),
+            "scheduler": state["scheduler"],
+            "losses": list(state.get("losses", [])),
+        }
 
     def _make_scheduler(self, steps_per_epoch: int) -> torch.optim.lr_scheduler.LRScheduler:
         try:

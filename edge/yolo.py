@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,11 @@ if TYPE_CHECKING:
     import torch
     from torch.utils.data import DataLoader
     from ultralytics.nn.tasks import DetectionModel
+
+
+# What self-supervision trains: the backbone, or backbone and neck (all but the head).
+Part = Literal["backbone", "neck"]
+PARTS: tuple[Part, ...] = ("backbone", "neck")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +92,10 @@ def family_of(model: str) -> Family:
     raise CheckpointError(f"unknown model {model!r}; known families are {', '.join(FAMILIES)}")
 
 
-def backbone_keys(model: str, state: Mapping[str, torch.Tensor]) -> list[str]:
-    """The names of a state's backbone tensors."""
-    last = family_of(model).last_backbone_layer
+def part_keys(model: str, state: Mapping[str, torch.Tensor], part: Part) -> list[str]:
+    """The names of a detector's tensors that belong to a part of it."""
+    family = family_of(model)
+    last = family.last_backbone_layer if part == "backbone" else family.layers - 2
     return [key for key in state if int(key.split(".")[1]) <= last]
 
 
@@ -107,20 +113,8 @@ def build_detector(model: str, names: Sequence[str], seed: int) -> DetectionMode
     return detector
 
 
-def build_backbone(detector: DetectionModel, model: str) -> torch.nn.Sequential:
-    """The backbone layers of a detector, sharing its weights; (b, 3, h, w) → (b, c, h/32, w/32)."""
-    import torch
-
-    layers = list(detector.model)[: family_of(model).last_backbone_layer + 1]
-    if any(layer.f != -1 for layer in layers):
-        raise CheckpointError(
-            f"the backbone of {model} is no plain chain of layers and cannot be pretrained; choose another model"
-        )
-    return torch.nn.Sequential(*layers)
-
-
 def inject(target: DetectionModel, source: Checkpoint, model: str) -> Injection:
-    """Copies a checkpoint's weights into a detector: the backbone of a `backbone`, everything of a `detector`.
+    """Copies a checkpoint's weights into a detector: its part of a `backbone` or `neck`, everything of a `detector`.
 
     The class branch of the head may differ when the number of classes does; any other mismatch is refused.
 
@@ -132,7 +126,7 @@ def inject(target: DetectionModel, source: Checkpoint, model: str) -> Injection:
             f"the checkpoint is of {source.model}, but the model is {model}; name the same architecture in both"
         )
     own = target.state_dict()
-    wanted = backbone_keys(model, own) if source.kind == "backbone" else list(own)
+    wanted = part_keys(model, own, source.kind) if source.kind in PARTS else list(own)
     fits = [key for key in wanted if key in source.state and source.state[key].shape == own[key].shape]
     missed = sorted(set(wanted) - set(fits))
     classes_differ = source.kind == "detector" and len(source.names) != target.model[-1].nc
@@ -144,8 +138,9 @@ def inject(target: DetectionModel, source: Checkpoint, model: str) -> Injection:
         )
     target.load_state_dict({key: source.state[key] for key in fits}, strict=False)
     reason = f"class branch: {len(source.names)} → {target.model[-1].nc} classes" if missed else ""
-    if source.kind == "backbone":
-        return Injection(len(fits), len(wanted), len(own) - len(wanted), "neck and head, not pretrained")
+    if source.kind in PARTS:
+        left = "neck and head, not pretrained" if source.kind == "backbone" else "head, not pretrained"
+        return Injection(len(fits), len(wanted), len(own) - len(wanted), left)
     return Injection(len(fits), len(wanted), len(missed), reason)
 
 

@@ -361,7 +361,9 @@ class Daemon:
         until_s = time.monotonic() + _CAPTURES_END_S
         outcomes, unfinished = self._workers.stop(_CAPTURES_END_S)
         for outcome in outcomes:
-            if engine:
+            if not engine:  # what a device gave after it was lost is not to be believed
+                outcome = replace(outcome, results=[], error=outcome.error or DeviceLostError("lost before"))
+            else:
                 self._hand_over_to(outcome.batch.pipeline)
             self._settle(outcome)
         for frame in unfinished:

@@ -91,7 +91,7 @@ def test_run__config_problems_are_listed_together(edge: Edge, tmp_path: Path) ->
         edge("run", "--config", "edge.yaml"),
         "3 problems",
         "model.speed: unknown key",
-        "path: Field required",
+        "path: is missing",
         "mode: unknown key",
     )
 

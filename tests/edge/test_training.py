@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -18,6 +19,7 @@ from edge.demo.scene import SimulatedScene
 from edge.errors import TrainingError
 from edge.finetune import FinetuneRequest, finetune
 from edge.pretrain import PretrainRequest, pretrain
+from edge.training import Run
 from runtime.errors import PoolError
 from tests.conftest import ROOT, fill_pool
 
@@ -153,12 +155,62 @@ def test_pretrain__too_few_frames(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_pretrain__a_truncated_frame_is_named(tmp_path: Path) -> None:
-    fill_pool(tmp_path / "pool", 8)
-    victim = next((tmp_path / "pool" / "frames").glob("*/*.jpg"))
-    victim.write_bytes(victim.read_bytes()[:300])
-    with pytest.raises(PoolError, match=rf"{victim.name} is damaged.*edge pool check"):
-        pretrain(pretrain_request(tmp_path / "pool", tmp_path / "run", epochs=1))
+def test_pretrain__a_truncated_frame_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for frames in (8, 24):
+        fill_pool(tmp_path / f"pool{frames}", frames)
+        victim = next((tmp_path / f"pool{frames}" / "frames").glob("*/*.jpg"))
+        victim.write_bytes(victim.read_bytes()[:300])
+    with pytest.raises(TrainingError, match=r"1 of 8 frames are damaged, first \w+\.jpg; .*edge pool check"):
+        pretrain(pretrain_request(tmp_path / "pool8", tmp_path / "run8", epochs=1))
+    pretrain(pretrain_request(tmp_path / "pool24", tmp_path / "run24", epochs=1))
+    assert f"left out, damaged: {victim.name}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("method", ["dense", "moco", "hybrid"])
+def test_pretrain__backbone_and_neck_by_other_methods(pool_dir: Path, tmp_path: Path, method: str) -> None:
+    path = pretrain(pretrain_request(pool_dir, tmp_path / "run", method=method, part="neck", epochs=2))
+    loaded = load_checkpoint(path)
+    assert (path.name, loaded.kind, loaded.lineage["ssl"]) == ("neck.pt", "neck", method)
+    assert max(int(key.split(".")[1]) for key in loaded.state) == 22
+    records = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert all(record["effective_rank"] > 1 and record["images_per_s"] > 0 for record in records)
+
+
+def test_pretrain__in_chunks_is_still_simclr_of_the_whole_batch(pool_dir: Path, tmp_path: Path) -> None:
+    pretrain(pretrain_request(pool_dir, tmp_path / "whole", epochs=1))
+    pretrain(pretrain_request(pool_dir, tmp_path / "chunks", epochs=1, chunk=4))
+    losses = [json.loads((tmp_path / name / "log.jsonl").read_text().splitlines()[0])["loss"] for name in ("whole", "chunks")]
+    assert losses[1] == pytest.approx(losses[0], rel=0.15), "batches of four would lie near ln 7 and not ln 15"
+
+
+class Killed(Exception):  # noqa: N818  no error: the test's own end of a process
+    """Stands for kill -9: nothing after it is run."""
+
+
+@pytest.mark.parametrize(("method", "stops"), [("hybrid", [1, 4]), ("moco", [2, 5, 6])])
+def test_pretrain__ended_at_any_step_and_resumed_ends_where_the_whole_run_ends(
+    pool_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, stops: list[int]
+) -> None:
+    whole = pretrain(pretrain_request(pool_dir, tmp_path / "whole", epochs=3, method=method, part="neck"))
+    apply, steps = Run.apply, 0
+
+    def counted(run: Run) -> None:
+        nonlocal steps
+        if steps in stops:
+            stops.remove(steps)
+            raise Killed
+        apply(run)
+        steps += 1
+
+    monkeypatch.setattr(Run, "apply", counted)
+    request = pretrain_request(pool_dir, tmp_path / "run", epochs=3, method=method, part="neck", save_every_s=0.0)
+    with pytest.raises(Killed):
+        pretrain(request)
+    while stops:
+        with pytest.raises(Killed):
+            pretrain(dataclasses.replace(request, resume=True))
+    done = pretrain(dataclasses.replace(request, resume=True))
+    assert same_weights(whole, done)
 
 
 def test_finetune__another_architecture(data: Path, tmp_path: Path, pool_dir: Path) -> None:

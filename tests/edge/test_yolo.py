@@ -8,7 +8,8 @@ import torch
 from converters.architecture import MODEL_NAMES
 from converters.checkpoint import Checkpoint, build_model
 from converters.errors import CheckpointError
-from edge.yolo import FAMILIES, backbone_keys, build_backbone, build_detector, family_of, inject
+from edge.trunk import Trunk
+from edge.yolo import FAMILIES, build_detector, family_of, inject, part_keys
 
 
 @pytest.mark.parametrize("family", list(FAMILIES))
@@ -16,13 +17,13 @@ def test_family__table_fits_the_architecture(family: str) -> None:
     name = next(model for model in MODEL_NAMES if model.startswith(family))
     model = build_model(name, 3)
     assert len(model.model) == family_of(name).layers
-    features = build_backbone(model, name)(torch.zeros(1, 3, 64, 64))
+    (features,) = Trunk(model, name, "backbone")(torch.zeros(1, 3, 64, 64))
     assert features.shape[2:] == (2, 2)  # P5, stride 32
 
 
 def backbone_of(model: str, seed: int) -> Checkpoint:
     state = build_detector(model, ["object"], seed).state_dict()
-    return Checkpoint(model, (), {key: state[key] for key in backbone_keys(model, state)}, kind="backbone")
+    return Checkpoint(model, (), {key: state[key] for key in part_keys(model, state, "backbone")}, kind="backbone")
 
 
 def test_inject__a_backbone_is_counted_and_moved() -> None:
@@ -33,6 +34,18 @@ def test_inject__a_backbone_is_counted_and_moved() -> None:
     assert str(told) == "240 of 240 tensors, 259 left fresh (neck and head, not pretrained)"
     for key, value in target.state_dict().items():
         torch.testing.assert_close(value, source.state[key] if key in source.state else before[key])
+
+
+def test_inject__backbone_and_neck_are_all_but_the_head() -> None:
+    state = build_detector("yolo11n", ["object"], 1).state_dict()
+    source = Checkpoint("yolo11n", (), {key: state[key] for key in part_keys("yolo11n", state, "neck")}, kind="neck")
+    target = build_detector("yolo11n", ["a", "b"], 2)
+    before = {key: value.clone() for key, value in target.state_dict().items()}
+    told = inject(target, source, "yolo11n")
+    assert told.taken == told.wanted == len(source.state)
+    assert told.reason == "head, not pretrained"
+    for key, value in target.state_dict().items():
+        torch.testing.assert_close(value, before[key] if key.startswith("model.23.") else state[key])
 
 
 def test_inject__other_classes_are_explained() -> None:

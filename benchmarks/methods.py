@@ -1,0 +1,90 @@
+"""Every self-supervised method on neu_det from scratch: time, loss, rank, and what kNN and a linear probe make of the features.
+
+The pool is all images that are not held out, without labels. A method that is in the result file is not run again, one that
+was cut goes on; `--epochs` sets the budget of all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import DATA, RESULTS, WORK, write_result
+from calibration.labels import load_dataset, split_dataset
+from edge.methods import METHODS
+from edge.pretrain import RESULT, PretrainRequest, pretrain
+from edge.probe import ProbeRequest, probe
+from edge.training import LAST, LOG
+from edge.yolo import Part
+from runtime.pool import Pool
+from runtime.pool_import import add_image_file
+
+MODEL, IMGSZ, BATCH = "yolo11n", 224, 64
+PART: Part = "neck"
+FOLDER = WORK / "methods-neu_det"
+TEACHER = DATA / "weights" / "yolov8n_coco_dequant_state_fp16.pt"
+
+
+def data_and_pool() -> tuple[Path, Path]:
+    """The split and the pool. Made once."""
+    data, pool = FOLDER / "split" / "data.yaml", FOLDER / "pool"
+    if not data.is_file():
+        split_dataset(DATA / "neu_det", data.parent, "^(.*)$", 0, 0.2, 0)
+    if not pool.exists():
+        with Pool.create(pool) as opened:
+            for number, item in enumerate(load_dataset(data).train):
+                add_image_file(opened, item.path, "neu_det", float(number))
+    return data, pool
+
+
+def measure(method: str, epochs: int, data: Path, pool: Path) -> dict[str, Any]:
+    """One method from scratch."""
+    out = FOLDER / f"{method}-{epochs}"
+    request = PretrainRequest(
+        pool, out, MODEL, None, IMGSZ, BATCH, epochs, method=method, part=PART, resume=(out / LAST).is_file(),
+        teacher=TEACHER if method == "distill" else None,
+    )  # fmt: skip
+    start = time.monotonic()
+    pretrain(request)
+    seconds = time.monotonic() - start
+    log = [json.loads(line) for line in (out / LOG).read_text(encoding="utf-8").splitlines()]
+    rows = probe(ProbeRequest(data, (out / RESULT[PART],), MODEL, PART, 128))
+    fresh, given = rows["fresh weights"], rows["given weights"]
+    return {
+        "seconds": round(sum(row["seconds"] for row in log), 1), "wall_s_of_the_last_start": round(seconds, 1),
+        "images_per_s": log[-1]["images_per_s"], "loss": [round(row["loss"], 4) for row in log],
+        "effective_rank": [row["effective_rank"] for row in log],
+        "knn": round(given.knn, 4), "knn_fresh": round(fresh.knn, 4), "knn_gain": round(given.knn - fresh.knn, 4),
+        "linear": round(given.linear, 4), "linear_fresh": round(fresh.linear, 4),
+        "linear_gain": round(given.linear - fresh.linear, 4), "linear_interval": [round(v, 4) for v in given.linear_interval],
+        "boxes_learnt_asked": [given.train, given.val],
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("methods", nargs="*", default=list(METHODS))
+    arguments = parser.parse_args()
+    data, pool = data_and_pool()
+    path = RESULTS / "methods.json"
+    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    found = known.get("methods", {}) if known.get("epochs") == arguments.epochs else {}
+    for method in arguments.methods:
+        if method in found:
+            continue
+        sys.stderr.write(f"{method}\n")
+        found[method] = measure(method, arguments.epochs, data, pool)
+        write_result(
+            "methods",
+            {"set": "neu_det", "model": MODEL, "imgsz": IMGSZ, "batch": BATCH, "part": PART, "epochs": arguments.epochs,
+             "start": "scratch", "methods": found},
+        )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

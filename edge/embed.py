@@ -1,0 +1,150 @@
+"""What a network makes of a pool: one vector a frame, and a map of them with thumbnails to look at."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from converters.checkpoint import load_checkpoint
+from edge.errors import TrainingError
+from edge.yolo import Part, build_detector, inject
+from runtime.errors import PoolError
+from runtime.images import decode_image
+from runtime.pool import Pool
+from runtime.preprocess import STRIDE, Preprocess
+from runtime.progress import Progress
+
+if TYPE_CHECKING:
+    from edge.trunk import Trunk
+
+_BATCH = 16
+_THUMB = 64  # pixels
+_QUALITY = 70
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedRequest:
+    """What is looked at, and by which networks.
+
+    Attributes:
+        pool: the frames.
+        weights: title → checkpoints in the order they are injected; none are fresh weights.
+        model: architecture.
+        part: whose features.
+        imgsz: side in pixels of the square that a frame is letterboxed to.
+        frames: how many at most, spread over the pool's time.
+        seed: of fresh weights.
+    """
+
+    pool: Path
+    weights: dict[str, tuple[Path, ...]]
+    model: str = "yolo11n"
+    part: Part = "backbone"
+    imgsz: int = 320
+    frames: int = 500
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """Frames and what each network makes of them.
+
+    Attributes:
+        names: of the frames.
+        cameras: of each.
+        thumbnails: JPEG as data addresses.
+        vectors: title → float32 (n, d), L2-normalised.
+    """
+
+    names: list[str]
+    cameras: list[str]
+    thumbnails: list[str]
+    vectors: dict[str, NDArray[np.float32]]
+
+
+def embed(request: EmbedRequest) -> Embedded:
+    """Runs every network over the frames.
+
+    Raises:
+        PoolError: no pool, or an empty one.
+        TrainingError: an impossible size.
+        CheckpointError: weights of another architecture.
+    """
+    from edge.trunk import Trunk
+
+    if request.imgsz % STRIDE:
+        raise TrainingError(f"--imgsz must be a multiple of {STRIDE}, but got {request.imgsz}")
+    trunks: dict[str, Trunk] = {}
+    for title, paths in request.weights.items():
+        detector = build_detector(request.model, ["object"], request.seed)
+        for path in paths:
+            inject(detector, load_checkpoint(path), request.model)
+        trunks[title] = Trunk(detector, request.model, request.part).eval()
+    preprocess = Preprocess((request.imgsz, request.imgsz))
+    names, cameras, thumbnails, canvases = [], [], [], []
+    with Pool.open(request.pool) as pool:
+        entries = sorted(pool.entries(with_embeddings=False), key=lambda entry: entry.captured_wall_s)
+        if not entries:
+            raise PoolError(f"pool {request.pool} is empty; fill it with: edge pool add {request.pool} IMAGES")
+        chosen = sorted({round(place) for place in np.linspace(0, len(entries) - 1, min(request.frames, len(entries)))})
+        with Progress("embed", len(chosen) * (1 + len(trunks))) as progress:
+            for index in chosen:
+                image = decode_image(pool.read_jpeg(entries[index]), entries[index].sha256)
+                canvas = preprocess.buffer()
+                preprocess.letterbox(image, canvas[0])
+                canvases.append(canvas[0])
+                names.append(f"{entries[index].sha256[:12]}.jpg")
+                cameras.append(entries[index].camera)
+                thumbnails.append(_thumbnail(image))
+                progress.advance("")
+            vectors = {title: _vectors(trunk, canvases, progress) for title, trunk in trunks.items()}
+    return Embedded(names, cameras, thumbnails, vectors)
+
+
+def principal_plane(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The two directions of most variance (PCA), float32 (n, 2), scaled into -1 to 1."""
+    centred = vectors - vectors.mean(0)
+    _, _, directions = np.linalg.svd(centred, full_matrices=False)
+    plane = centred @ directions[:2].T
+    if plane.shape[1] < 2:
+        plane = np.pad(plane, ((0, 0), (0, 2 - plane.shape[1])))
+    return np.asarray(plane / max(1e-9, float(np.abs(plane).max())), np.float32)
+
+
+def neighbour_plane(vectors: NDArray[np.float32], seed: int) -> NDArray[np.float32]:
+    """Neighbours near each other (t-SNE, van der Maaten and Hinton 2008), float32 (n, 2), scaled into -1 to 1."""
+    from sklearn.manifold import TSNE
+
+    few = max(2.0, min(30.0, (len(vectors) - 1) / 3))
+    plane = TSNE(perplexity=few, init="pca", random_state=seed).fit_transform(vectors)
+    plane -= plane.mean(0)
+    return np.asarray(plane / max(1e-9, float(np.abs(plane).max())), np.float32)
+
+
+def _vectors(trunk: Trunk, canvases: Sequence[NDArray[np.uint8]], progress: Progress) -> NDArray[np.float32]:
+    import torch
+
+    from edge.trunk import pooled
+
+    found = []
+    with torch.inference_mode():
+        for start in range(0, len(canvases), _BATCH):
+            rgb = np.ascontiguousarray(np.stack(canvases[start : start + _BATCH])[..., ::-1].transpose(0, 3, 1, 2))
+            vectors = pooled(trunk(torch.from_numpy(rgb).float() / 255))
+            found.append(torch.nn.functional.normalize(vectors, dim=1).numpy())
+            progress.advance("", len(rgb))
+    return np.concatenate(found)
+
+
+def _thumbnail(image: NDArray[np.uint8]) -> str:
+    scale = _THUMB / max(image.shape[:2])
+    small = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    data = cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])[1]
+    return "data:image/jpeg;base64," + base64.b64encode(data.tobytes()).decode()

@@ -1,0 +1,65 @@
+"""A true large batch on little memory: gradients of a contrastive loss through cached embeddings.
+
+GradCache (Gao et al. 2021, arXiv 2101.06983): embeddings of all chunks are made without gradients, the loss over all of them
+gives each embedding's gradient, and each chunk is run once more to carry its own on. So every image repels every other,
+which accumulated gradients of small batches do not give. Batch norm sees a chunk at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+import torch
+
+
+class Embeds(Protocol):
+    """A method whose loss is one of embeddings."""
+
+    def embed(self, *views: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Embeddings (b, d) of each view."""
+        ...
+
+    def criterion(self, *embeddings: torch.Tensor) -> torch.Tensor:
+        """The loss of all embeddings."""
+        ...
+
+
+def cached_backward(
+    method: Embeds, modules: torch.nn.Module, views: tuple[torch.Tensor, ...], chunk: int, backward: Callable[..., None]
+) -> torch.Tensor:
+    """Leaves the gradients of the whole batch's loss in the parameters; returns the loss, detached.
+
+    Args:
+        method: embeds and compares.
+        modules: the same, whose batch norms are kept from counting a chunk twice.
+        views: of the whole batch.
+        chunk: images that are run at once.
+        backward: `fabric.backward`, or `torch.autograd.backward`.
+    """
+    parts = list(zip(*(torch.split(view, chunk) for view in views), strict=True))
+    with torch.no_grad(), statistics_kept(modules):
+        embedded = [method.embed(*part) for part in parts]
+    whole = [torch.cat(side).requires_grad_() for side in zip(*embedded, strict=True)]
+    loss = method.criterion(*whole)
+    loss.backward()  # type: ignore[no-untyped-call]
+    gradients = [torch.split(side.grad, chunk) for side in whole if side.grad is not None]
+    for index, part in enumerate(parts):
+        again = method.embed(*part)
+        proxy = sum((found * side[index]).sum() for found, side in zip(again, gradients, strict=True))
+        backward(proxy)
+    return loss.detach()
+
+
+@contextmanager
+def statistics_kept(modules: torch.nn.Module) -> Iterator[None]:
+    """Within, forward passes leave batch norm's running statistics as they are."""
+    norms = [module for module in modules.modules() if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True

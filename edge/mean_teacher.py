@@ -1,0 +1,125 @@
+"""Unlabeled frames beside few labels: a teacher that is the student's average labels them, the student learns from that.
+
+Unbiased Teacher (arXiv 2102.09480) for a one-stage detector, as Efficient Teacher (arXiv 2302.07577): the labels alone first
+(burn-in), then the teacher looks at a frame as it is, and the student at the same frame in other light, blurred, with holes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import albumentations
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from calibration.labels import LabeledImage
+from edge.methods.views import to_tensor
+from edge.pseudo_labels import ClassThresholds, believed, painted_over
+from edge.snapshot import Snapshot
+from edge.torch_detector import torch_detector
+from runtime.detections import Detections
+from runtime.preprocess import Preprocess
+
+if TYPE_CHECKING:
+    from ultralytics.nn.tasks import DetectionModel
+
+_RAMP = 0.1  # of all steps: the weight of the frames grows that long after the burn-in
+_STREAM = 7  # keeps our random numbers apart from those of order and augmentation
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSpec:
+    """How unlabeled frames take part.
+
+    Attributes:
+        imgsz: side in pixels of the square input.
+        batch: frames a step.
+        seed: of order and views.
+        steps: of the whole run.
+        burn_in: share of the steps with labels alone, 0 to 1.
+        weight: of the frames' loss beside the labels'.
+    """
+
+    imgsz: int
+    batch: int
+    seed: int
+    steps: int
+    burn_in: float
+    weight: float
+
+
+class PoolTeacher:
+    """Gives the loss of a student on unlabeled frames.
+
+    Attributes:
+        thresholds: what is believed, by class; part of the run's state.
+        boxes: believed so far, for the log.
+        frames: looked at so far.
+    """
+
+    def __init__(
+        self, frames: Snapshot, teacher: DetectionModel, labels: Sequence[LabeledImage], classes: int, spec: PoolSpec
+    ) -> None:
+        """`teacher` is the student's average, which goes on changing; `labels` are those that the student learns from."""
+        self._frames, self._spec = frames, spec
+        self._preprocess = Preprocess((spec.imgsz, spec.imgsz))
+        self._detect = torch_detector(teacher, self._preprocess)
+        counts = np.bincount(np.concatenate([item.class_id for item in labels]), minlength=classes)
+        self.thresholds = ClassThresholds(counts / len(labels))
+        self.boxes = self.frames = 0
+        self._strong = albumentations.Compose(
+            [
+                albumentations.ColorJitter((0.6, 1.4), (0.6, 1.4), (0.6, 1.4), (-0.1, 0.1), p=0.8),
+                albumentations.ToGray(p=0.2),
+                albumentations.GaussianBlur(blur_limit=0, sigma_limit=(0.1, 2.0), p=0.5),
+                albumentations.CoarseDropout((1, 4), (0.02, 0.12), (0.02, 0.12), fill=114, p=0.5),
+            ]
+        )
+
+    def loss(self, student: DetectionModel, step: int) -> torch.Tensor | None:
+        """Of the step's frames, weighted; None in the burn-in, or when nothing is believed."""
+        begin, ramp = self._spec.burn_in * self._spec.steps, max(1.0, _RAMP * self._spec.steps)
+        if step < begin:
+            return None
+        images, targets = zip(*(self._labelled(step, place) for place in range(self._spec.batch)), strict=True)
+        if not any(len(each) for each in targets):
+            return None
+        batch = as_batch(images, targets)
+        loss, _ = student({**batch, "img": batch["img"].contiguous(memory_format=torch.channels_last)})
+        weighted: torch.Tensor = self._spec.weight * min(1.0, (step - begin + 1) / ramp) * loss.sum() / len(images)
+        return weighted
+
+    def _labelled(self, step: int, place: int) -> tuple[torch.Tensor, Detections]:
+        """A frame as the student sees it, and what the teacher believes of it."""
+        rng = np.random.default_rng((self._spec.seed, _STREAM, step, place))
+        number = step * self._spec.batch + place
+        order = np.random.default_rng((self._spec.seed, _STREAM, number // len(self._frames))).permutation(len(self._frames))
+        image = self._frames.read(int(order[number % len(self._frames)]))
+        canvas = self._preprocess.buffer()
+        self._preprocess.letterbox(image, canvas[0])
+        weak = np.ascontiguousarray(canvas[0][:, ::-1]) if rng.random() < 0.5 else canvas[0]
+        found = self._detect(weak)
+        self.thresholds.update([found.above(0.05)])
+        sure, unsure = believed(found, self.thresholds)
+        self.frames, self.boxes = self.frames + 1, self.boxes + len(sure)
+        self._strong.set_random_seed(int(rng.integers(2**31)))
+        shown: NDArray[np.uint8] = painted_over(weak, unsure, sure)[..., ::-1]
+        return to_tensor(self._strong(image=np.ascontiguousarray(shown))["image"]), sure
+
+
+def as_batch(images: Sequence[torch.Tensor], targets: Sequence[Detections]) -> dict[str, torch.Tensor]:
+    """What an Ultralytics detector trains on: `img` float32 (b, 3, s, s), and class, box (centre, size, 0 to 1) and image
+    of each target.
+    """
+    side = images[0].shape[1]
+    xyxy = np.concatenate([each.xyxy for each in targets]) / side
+    boxes = np.concatenate([(xyxy[:, :2] + xyxy[:, 2:]) / 2, xyxy[:, 2:] - xyxy[:, :2]], axis=1).astype(np.float32)
+    classes = np.concatenate([each.class_id for each in targets]).astype(np.float32)
+    index = np.repeat(np.arange(len(targets), dtype=np.float32), [len(each) for each in targets])
+    return {
+        "img": torch.stack(list(images)), "cls": torch.from_numpy(classes)[:, None], "bboxes": torch.from_numpy(boxes),
+        "batch_idx": torch.from_numpy(index),
+    }  # fmt: skip

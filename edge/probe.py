@@ -1,0 +1,168 @@
+"""How much do features know without being trained for it? kNN and a linear classifier on what a frozen network sees.
+
+Classes are those of labelled boxes, each cut out with some of its surroundings. The two classifiers are what papers on
+self-supervision report; the same network with fresh weights is measured beside, since much of a figure is the data's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calibration.labels import LabeledImage, load_dataset
+from converters.checkpoint import load_checkpoint
+from edge.errors import TrainingError
+from edge.yolo import Part, build_detector, inject
+from runtime.errors import MissingPackageError
+from runtime.images import read_image
+from runtime.preprocess import STRIDE, Preprocess
+from runtime.progress import Progress
+
+if TYPE_CHECKING:
+    from edge.trunk import Trunk
+
+_NEIGHBOURS = 20
+_SURROUNDINGS = 1.3  # side of what is cut out over the box's
+_SMALLEST = 8  # pixels of a box's longer side; smaller ones show nothing
+_BATCH = 32
+_DRAWS = 1000  # of the bootstrap
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeRequest:
+    """What is probed.
+
+    Attributes:
+        data: data.yaml; classifiers learn on the boxes of `train` and are asked about those of `val`.
+        init: weights, in the order they are injected.
+        model: architecture.
+        part: whose features.
+        imgsz: side in pixels of the square that a box is shown at.
+        seed: of the fresh weights beside.
+    """
+
+    data: Path
+    init: tuple[Path, ...]
+    model: str = "yolo11n"
+    part: Part = "backbone"
+    imgsz: int = 128
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """What was found; shares of right answers, 0 to 1.
+
+    Attributes:
+        knn: by the 20 nearest boxes, cosine, weighted by distance.
+        linear: by logistic regression.
+        linear_interval: 95 % of the bootstrap over the held-out boxes.
+        train: boxes that were learnt from.
+        val: boxes that were asked about.
+    """
+
+    knn: float
+    linear: float
+    linear_interval: tuple[float, float]
+    train: int
+    val: int
+
+    def as_dict(self) -> dict[str, object]:
+        """For JSON."""
+        return asdict(self)
+
+
+def probe(request: ProbeRequest) -> dict[str, Probe]:
+    """Probes the weights and, as `fresh weights`, the same network without them.
+
+    Raises:
+        DataError: unusable labels.
+        TrainingError: fewer than two classes, or no boxes to ask about.
+        CheckpointError: weights of another architecture.
+    """
+    from edge.trunk import Trunk
+
+    if request.imgsz % STRIDE:
+        raise TrainingError(f"--imgsz must be a multiple of {STRIDE}, but got {request.imgsz}")
+    dataset = load_dataset(request.data)
+    crops = {name: _crops(items, request.imgsz) for name, items in (("train", dataset.train), ("val", dataset.val))}
+    classes = {name: np.array([class_id for _, class_id in found]) for name, found in crops.items()}
+    if not len(classes["val"]) or len(set(classes["train"])) < 2:
+        raise TrainingError(f"{request.data} has no two classes with boxes in `train` and some in `val`; a probe needs them")
+    trunks: dict[str, Trunk] = {}
+    for name, init in (("fresh weights", ()), ("given weights", request.init)):
+        detector = build_detector(request.model, ["object"], request.seed)
+        for path in init:
+            inject(detector, load_checkpoint(path), request.model)
+        trunks[name] = Trunk(detector, request.model, request.part).eval()
+    found: dict[str, Probe] = {}
+    with Progress("probe", len(trunks) * sum(map(len, crops.values()))) as progress:
+        for name, trunk in trunks.items():
+            vectors = {side: _features(trunk, [crop for crop, _ in made], progress) for side, made in crops.items()}
+            found[name] = _classified(vectors["train"], classes["train"], vectors["val"], classes["val"], request.seed)
+    return found
+
+
+def _crops(items: Sequence[LabeledImage], side: int) -> list[tuple[NDArray[np.uint8], int]]:
+    """Every box large enough, letterboxed: uint8 (side, side, 3) BGR and its class."""
+    preprocess = Preprocess((side, side))
+    found = []
+    for item in items:
+        image = read_image(item.path)
+        truth = item.truth((image.shape[1], image.shape[0]))
+        for (left, top, right, bottom), class_id in zip(truth.xyxy.tolist(), truth.class_id.tolist(), strict=True):
+            if max(right - left, bottom - top) < _SMALLEST:
+                continue
+            grow_x, grow_y = ((_SURROUNDINGS - 1) / 2 * extent for extent in (right - left, bottom - top))
+            x, y = max(0, int(left - grow_x)), max(0, int(top - grow_y))
+            part = image[y : int(bottom + grow_y) + 1, x : int(right + grow_x) + 1]
+            canvas = preprocess.buffer()
+            preprocess.letterbox(np.ascontiguousarray(part), canvas[0])
+            found.append((canvas[0], class_id))
+    return found
+
+
+def _features(trunk: Trunk, crops: Sequence[NDArray[np.uint8]], progress: Progress) -> NDArray[np.float32]:
+    """Float32 (n, d)."""
+    import torch
+
+    from edge.trunk import pooled
+
+    found = []
+    with torch.inference_mode():
+        for start in range(0, len(crops), _BATCH):
+            rgb = np.stack(crops[start : start + _BATCH])[..., ::-1].transpose(0, 3, 1, 2)
+            found.append(pooled(trunk(torch.from_numpy(np.ascontiguousarray(rgb)).float() / 255)).numpy())
+            for _ in crops[start : start + _BATCH]:
+                progress.advance("")
+    return np.concatenate(found)
+
+
+def _classified(
+    train: NDArray[np.float32],
+    train_classes: NDArray[np.int64],
+    val: NDArray[np.float32],
+    val_classes: NDArray[np.int64],
+    seed: int,
+) -> Probe:
+    try:
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.neighbors import KNeighborsClassifier
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+    except ImportError as error:
+        raise MissingPackageError("scikit-learn", "train") from error
+    neighbours = KNeighborsClassifier(min(_NEIGHBOURS, len(train)), weights="distance", metric="cosine").fit(
+        train, train_classes
+    )
+    linear = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000)).fit(train, train_classes)
+    right = linear.predict(val) == val_classes
+    draws = np.random.default_rng(seed).integers(len(right), size=(_DRAWS, len(right)))
+    low, high = np.percentile(right[draws].mean(1), [2.5, 97.5])
+    knn = float((neighbours.predict(val) == val_classes).mean())
+    return Probe(knn, float(right.mean()), (float(low), float(high)), len(train), len(val))

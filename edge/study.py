@@ -1,0 +1,266 @@
+"""A grid of training runs: data sets × arms × label fractions × seeds, each with the same budget, and what it says.
+
+study.yaml:
+
+    model: yolo11n
+    weights: weights/yolo11n_coco.pt      # what `coco` starts from
+    imgsz: 224
+    pretrain: {epochs: 30, batch: 64, imgsz: 224, method: dense, part: neck}
+    finetune: {steps: 400, batch: 16, lr: 0.001}
+    fractions: [0.05, 0.1, 0.25]
+    seeds: [0, 1, 2]
+    sets:
+      neu_det: {folder: data/neu_det, group: '^(.*)$'}
+    arms:
+      scratch: {}
+      coco: {start: coco}
+      coco+ssl: {start: coco, ssl: true}
+      coco+pool: {start: coco, pool: true}
+
+Each seed splits a set anew; the labels of a smaller fraction are among those of a larger one. The pool is all images that
+are not held out, without their labels. A run that is there is not repeated; one that was killed goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from calibration.labels import load_dataset, split_dataset
+from edge.errors import TrainingError
+from edge.finetune import FinetuneRequest, finetune
+from edge.pretrain import RESULT, PretrainRequest, pretrain
+from edge.training import LAST
+from edge.yolo import Part
+from runtime.config_words import problem_of
+from runtime.files import write_atomically
+from runtime.pool import Pool
+from runtime.pool_import import add_image_file
+
+RESULTS = "results.jsonl"
+Fraction = Annotated[float, Field(gt=0, le=1)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PretrainPlan(_Strict):
+    """Budget and method of self-supervision."""
+
+    method: str = "dense"
+    part: Part = "neck"
+    epochs: int = Field(default=30, ge=1)
+    batch: int = Field(default=64, ge=2)
+    imgsz: int = Field(default=224, ge=32, multiple_of=32)
+    lr: float = Field(default=1e-3, gt=0)
+    upright: bool = False
+    teacher: str | None = None
+
+
+class FinetunePlan(_Strict):
+    """Budget of fine-tuning: optimizer steps, the same for every fraction and arm."""
+
+    steps: int = Field(default=400, ge=1)
+    batch: int = Field(default=16, ge=1)
+    lr: float = Field(default=1e-3, gt=0)
+    pool_weight: float = Field(default=1.0, ge=0)
+    burn_in: float = Field(default=0.3, ge=0, le=1)
+
+
+class SetPlan(_Strict):
+    """A labelled folder and what keeps its scenes together, see `split_dataset`."""
+
+    folder: str
+    group: str = "^(.*)$"
+    val: float = Field(default=0.2, gt=0, lt=1)
+
+
+class Arm(_Strict):
+    """How a detector comes to be.
+
+    Attributes:
+        start: `scratch`, or `coco` for the study's weights.
+        ssl: pretrained on the pool before; a mapping replaces what `pretrain` says.
+        pool: the pool takes part in fine-tuning.
+        weights: a checkpoint made elsewhere, `{set}` and `{seed}` filled in.
+    """
+
+    start: str = Field(default="scratch", pattern="^(scratch|coco)$")
+    ssl: bool | dict[str, Any] = False
+    pool: bool = False
+    weights: str | None = None
+
+
+class StudyPlan(_Strict):
+    """The whole of study.yaml."""
+
+    model: str = "yolo11n"
+    weights: str | None = None
+    imgsz: int = Field(default=224, ge=32, multiple_of=32)
+    pretrain: PretrainPlan = Field(default_factory=PretrainPlan)
+    finetune: FinetunePlan = Field(default_factory=FinetunePlan)
+    fractions: list[Fraction] = Field(min_length=1)
+    seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
+    sets: dict[str, SetPlan] = Field(min_length=1)
+    arms: dict[str, Arm] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _has_weights(self) -> StudyPlan:
+        if self.weights is None and any(arm.start == "coco" for arm in self.arms.values()):
+            raise ValueError("an arm starts from coco, but `weights` names no checkpoint")
+        for arm in self.arms.values():
+            if isinstance(arm.ssl, dict):
+                self.pretrain_of(arm)
+        return self
+
+    def pretrain_of(self, arm: Arm) -> PretrainPlan:
+        """The arm's own self-supervision."""
+        changes = arm.ssl if isinstance(arm.ssl, dict) else {}
+        return PretrainPlan.model_validate({**self.pretrain.model_dump(), **changes})
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One fine-tuning run of the grid."""
+
+    set: str
+    arm: str
+    fraction: float
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return f"{self.set}/seed{self.seed}/{self.arm}-{self.fraction:g}"
+
+
+def load_plan(path: Path) -> StudyPlan:
+    """Reads study.yaml.
+
+    Raises:
+        TrainingError: it cannot be read, or says something that is not understood.
+    """
+    try:
+        return StudyPlan.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise TrainingError(f"{path} cannot be read as YAML: {error}; see docs/study.md for an example") from error
+    except ValidationError as error:
+        told = "; ".join(f"{'.'.join(map(str, item['loc']))}: {problem_of([item])}" for item in error.errors())
+        raise TrainingError(f"{path}: {told}; see docs/study.md for an example") from error
+
+
+def cells_of(plan: StudyPlan) -> Iterator[Cell]:
+    """All runs, seed by seed, so that a study that is cut has every arm as often."""
+    for seed in plan.seeds:
+        for name in plan.sets:
+            for fraction in plan.fractions:
+                for arm in plan.arms:
+                    yield Cell(name, arm, fraction, seed)
+
+
+def study(plan: StudyPlan, out: Path) -> list[dict[str, Any]]:
+    """Runs what is missing in `out`; returns one record a run (the cell, `map50_95`, `map50`, `f1`, `labels`).
+
+    Raises:
+        DataError, CheckpointError, TrainingError: as `pretrain` and `finetune` do.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    same_plan(plan, out)
+    cells = list(cells_of(plan))
+    records = []
+    for number, cell in enumerate(cells, 1):
+        folder = out / cell.name
+        path = folder / "result.json"
+        if not path.is_file():
+            sys.stderr.write(f"[{number}/{len(cells)}] {cell.name}\n")
+            record = _run(plan, cell, out)
+            write_atomically(path, (json.dumps(record) + "\n").encode())
+        records.append(json.loads(path.read_text(encoding="utf-8")))
+        lines = "".join(json.dumps(record) + "\n" for record in records)
+        write_atomically(out / RESULTS, lines.encode())
+    return records
+
+
+def same_plan(plan: StudyPlan, out: Path) -> None:
+    """Writes the plan beside its results; a study may grow by sets, arms, fractions and seeds, not change its budgets.
+
+    Raises:
+        TrainingError: `out` holds results of other budgets.
+    """
+    path = out / "study.json"
+    fixed = plan.model_dump(exclude={"sets", "arms", "fractions", "seeds"})
+    if path.is_file():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        if changed := sorted(key for key in fixed if before.get(key) != fixed[key]):
+            raise TrainingError(f"{out} holds a study with other {', '.join(changed)}; choose another --out")
+    write_atomically(path, json.dumps(plan.model_dump(), indent=2).encode())
+
+
+def _run(plan: StudyPlan, cell: Cell, out: Path) -> dict[str, Any]:
+    arm, spec = plan.arms[cell.arm], plan.sets[cell.set]
+    home = out / cell.set / f"seed{cell.seed}"
+    everything = load_dataset(_split(spec, home / "all", 0, cell.seed))
+    labels = max(2, round(cell.fraction * len(everything.train)))
+    data = _split(spec, home / f"labels-{cell.fraction:g}", labels, cell.seed)
+    pool = _pool(home / "pool", [item.path for item in everything.train])
+    init = _init(plan, arm, cell, home, pool)
+    steps_per_epoch = max(
+        1, -(-labels // plan.finetune.batch) if labels <= plan.finetune.batch else labels // plan.finetune.batch
+    )
+    run = out / cell.name / "run"
+    done = finetune(
+        FinetuneRequest(
+            data, run, plan.model, init, plan.imgsz, plan.finetune.batch, max(1, round(plan.finetune.steps / steps_per_epoch)),
+            plan.finetune.lr, cell.seed, resume=(run / LAST).is_file(), pool=pool if arm.pool else None,
+            pool_weight=plan.finetune.pool_weight, burn_in=plan.finetune.burn_in,
+        )
+    )  # fmt: skip
+    assert done.accuracy is not None, "a split has held-out images"
+    (run / LAST).unlink(missing_ok=True)  # optimizer state of many runs would fill the disk
+    found = done.accuracy.as_dict()
+    return {"set": cell.set, "arm": cell.arm, "fraction": cell.fraction, "seed": cell.seed, "labels": labels, **found}
+
+
+def _split(spec: SetPlan, out: Path, labels: int, seed: int) -> Path:
+    data = out / "data.yaml"
+    return data if data.is_file() else split_dataset(Path(spec.folder), out, spec.group, labels, spec.val, seed)
+
+
+def _pool(path: Path, images: list[Path]) -> Path:
+    """The images without their labels, made once."""
+    done = path.with_suffix(".done")
+    if not done.is_file():
+        with Pool.create(path) as pool:
+            for number, image in enumerate(images):
+                add_image_file(pool, image, "study", float(number))
+        done.touch()
+    return path
+
+
+def _init(plan: StudyPlan, arm: Arm, cell: Cell, home: Path, pool: Path) -> tuple[Path, ...]:
+    """The weights of an arm, in the order of injection; self-supervision is shared by all fractions."""
+    start = (Path(str(plan.weights)),) if arm.start == "coco" else ()
+    if arm.weights:
+        return (*start, Path(arm.weights.format(set=cell.set, seed=cell.seed)))
+    if not arm.ssl:
+        return start
+    chosen = plan.pretrain_of(arm)
+    run = home / f"ssl-{arm.start}-{chosen.method}-{chosen.part}-{chosen.imgsz}-{chosen.epochs}-{chosen.lr:g}"
+    result = run / RESULT[chosen.part]
+    if not result.is_file():
+        request = PretrainRequest(
+            pool, run, plan.model, start[0] if start else None, chosen.imgsz, chosen.batch, chosen.epochs, chosen.lr, cell.seed,
+            resume=(run / LAST).is_file(), method=chosen.method, part=chosen.part, upright=chosen.upright,
+            teacher=Path(chosen.teacher) if chosen.teacher else None,
+        )  # fmt: skip
+        pretrain(request)
+        (run / LAST).unlink(missing_ok=True)
+    return (*start, result)

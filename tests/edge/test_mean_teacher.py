@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from calibration.labels import load_dataset
+from converters.checkpoint import load_checkpoint
+from edge.demo.scene import SimulatedScene
+from edge.finetune import FinetuneRequest, finetune
+from edge.mean_teacher import PoolSpec, PoolTeacher, as_batch
+from edge.probe import ProbeRequest, probe
+from edge.pseudo_labels import HIGHEST, LOWEST, ClassThresholds, believed, painted_over
+from edge.snapshot import Snapshot
+from edge.yolo import build_detector, weight_average
+from runtime.detections import Detections
+
+
+def found(*rows: tuple[float, int], box: tuple[float, float, float, float] = (10, 10, 30, 20)) -> Detections:
+    scores, classes = zip(*rows, strict=True) if rows else ((), ())
+    return Detections(
+        np.tile(np.array(box, np.float32), (len(rows), 1)), np.array(scores, np.float32), np.array(classes, np.int32)
+    )
+
+
+def test_thresholds__as_many_boxes_are_believed_as_labels_have() -> None:
+    rng = np.random.default_rng(0)
+    thresholds = ClassThresholds(np.array([1.0, 0.5, 3.0, 0.0]))
+    frames = []
+    for _ in range(200):
+        timid = [(float(score), 1) for score in rng.uniform(0.1, 0.6, 1)]
+        bold = [(float(score), 0) for score in rng.uniform(0.5, 1.0, 2)]
+        frames.append(found(*bold, *timid, (0.95, 3)))
+    thresholds.update(frames)
+    assert thresholds.values[0] == pytest.approx(0.75, abs=0.03), "half of what is found boldly"
+    assert thresholds.values[1] == pytest.approx(0.35, abs=0.05), "half of the timid"
+    assert thresholds.values[2] == LOWEST, "never found often enough"
+    assert thresholds.values[3] == HIGHEST, "no label has it"
+
+
+def test_thresholds__state_comes_back() -> None:
+    one, other = ClassThresholds(np.array([1.0])), ClassThresholds(np.array([1.0]))
+    one.update([found((0.7 + index / 1000, 0)) for index in range(30)])
+    other.load_state_dict(json.loads(json.dumps(one.state_dict())))
+    one.update([found((0.4, 0))])
+    other.update([found((0.4, 0))])
+    np.testing.assert_array_equal(one.values, other.values)
+
+
+def test_believed__the_doubtful_are_painted_over_and_the_sure_are_not() -> None:
+    thresholds = ClassThresholds(np.array([1.0, 1.0]))
+    thresholds.values[:] = (0.5, 0.8)
+    rows = found((0.6, 0), (0.6, 1), (0.05, 0))
+    rows.xyxy[1] += 5
+    sure, unsure = believed(rows, thresholds)
+    assert (sure.confidence.tolist(), unsure.class_id.tolist()) == ([pytest.approx(0.6)], [1])
+    image = np.random.default_rng(0).integers(0, 100, (40, 40, 3), dtype=np.uint8)
+    shown = painted_over(image, unsure, sure)
+    assert (shown[10:21, 10:31] == image[10:21, 10:31]).all()
+    assert (shown[22:26, 32:36] == 114).all()
+    assert (shown[:9] == image[:9]).all()
+
+
+def test_as_batch__boxes_as_shares_and_images_by_index() -> None:
+    batch = as_batch([torch.zeros(3, 40, 40)] * 3, [found((0.9, 1)), found(), found((0.8, 0), (0.7, 2))])
+    assert batch["img"].shape == (3, 3, 40, 40)
+    assert batch["batch_idx"].tolist() == [0, 2, 2]
+    assert batch["cls"].flatten().tolist() == [1, 0, 2]
+    np.testing.assert_allclose(batch["bboxes"][0], [0.5, 0.375, 0.5, 0.25])
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("data")
+    path = SimulatedScene.make(out, labels=8, seed=0, imgsz=64).data
+    kept = (out / "val.txt").read_text().splitlines()[:4]
+    (out / "val.txt").write_text("\n".join(kept) + "\n")
+    return path
+
+
+def test_pool_teacher__waits_for_the_burn_in_then_teaches(data: Path, pool_dir: Path, tmp_path: Path) -> None:
+    dataset = load_dataset(data)
+    student = build_detector("yolo11n", dataset.names, 0)
+    frames = Snapshot.take(pool_dir, tmp_path, None, 1)
+    spec = PoolSpec(imgsz=64, batch=4, seed=0, steps=100, burn_in=0.3, weight=2.0)
+
+    def teacher() -> PoolTeacher:
+        made = PoolTeacher(frames, weight_average(student).ema, dataset.train, len(dataset.names), spec)
+        made._detect = lambda image: found((0.95, 0), box=(8, 8, 30, 40))  # a teacher with fresh weights believes nothing
+        return made
+
+    torch.manual_seed(0)
+    student.train()
+    assert teacher().loss(student, 29) is None
+    first, again, later = (teacher().loss(student, step) for step in (30, 30, 60))
+    assert first is not None
+    assert again is not None
+    assert later is not None
+    assert float(first.detach()) > 0
+    assert float(later.detach()) > 5 * float(first.detach()), "the weight grows over a tenth of the run"
+    torch.autograd.backward(later)
+    assert any(p.grad is not None and float(p.grad.abs().sum()) > 0 for p in student.parameters())
+    blind = teacher()
+    blind._detect = lambda image: found((0.2, 0))
+    assert blind.loss(student, 60) is None
+
+
+def request(data: Path, out: Path, pool: Path, **changes: Any) -> FinetuneRequest:
+    return FinetuneRequest(data, out, **{"imgsz": 64, "batch": 4, "epochs": 4, "pool": pool, "burn_in": 0.25, **changes})
+
+
+def test_finetune__with_a_pool_tells_what_was_believed(data: Path, pool_dir: Path, tmp_path: Path) -> None:
+    done = finetune(request(data, tmp_path / "run", pool_dir))
+    assert "pseudo_boxes_per_frame" not in done.curve[0]
+    assert done.curve[-1]["pseudo_boxes_per_frame"] >= 0
+    assert not (tmp_path / "run" / "frames").exists()
+    assert finetune(request(data, tmp_path / "run", pool_dir, resume=True)).checkpoint == done.checkpoint
+
+
+def test_finetune__with_a_pool_resumed_ends_where_the_whole_run_ends(
+    data: Path, pool_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from edge.training import Run
+
+    whole = finetune(request(data, tmp_path / "whole", pool_dir))
+    finish = Run.finish_epoch
+
+    def killed(run: Run, *arguments: Any) -> None:
+        if run.epoch == 2:
+            raise KeyboardInterrupt
+        finish(run, *arguments)
+
+    monkeypatch.setattr(Run, "finish_epoch", killed)
+    with pytest.raises(KeyboardInterrupt):
+        finetune(request(data, tmp_path / "run", pool_dir))
+    monkeypatch.undo()
+    done = finetune(request(data, tmp_path / "run", pool_dir, resume=True))
+    first, second = load_checkpoint(whole.checkpoint).state, load_checkpoint(done.checkpoint).state
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_probe__classes_that_look_different_are_told_apart(tmp_path: Path) -> None:
+    data = SimulatedScene.make(tmp_path / "data", labels=40, seed=0, imgsz=192).data
+    detector = build_detector("yolo11n", ["x"], 3)
+    from converters.checkpoint import Checkpoint, save_checkpoint
+
+    save_checkpoint(tmp_path / "d.pt", Checkpoint("yolo11n", ("x",), detector.state_dict(), 64))
+    rows = probe(ProbeRequest(data, (tmp_path / "d.pt",), imgsz=64, part="neck"))
+    assert set(rows) == {"fresh weights", "given weights"}
+    for row in rows.values():
+        assert row.val > 4
+        assert 0 <= row.linear_interval[0] <= row.linear <= row.linear_interval[1] <= 1
+    assert max(row.linear for row in rows.values()) > 0.4, "three shapes that even fresh filters tell apart"

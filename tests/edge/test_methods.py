@@ -1,0 +1,283 @@
+"""Each method on real layers: what its loss is, that it can be learnt, and what it must not see."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from converters.checkpoint import Checkpoint, save_checkpoint
+from edge.errors import TrainingError
+from edge.large_batch import cached_backward
+from edge.methods import METHODS, Settings, build_method
+from edge.methods.dense import centres, same_places
+from edge.methods.jigsaw import SIDE, distant_shuffles, shuffle_tiles
+from edge.methods.mae import MaskedModelling, normalised, random_mask
+from edge.methods.moco import MoCo
+from edge.methods.simclr import TEMPERATURE, SimCLR
+from edge.methods.views import RandomView, TwoViews, ViewSpec
+from edge.trunk import Trunk, pooled
+from edge.yolo import Part, build_detector
+from runtime.sources.simulated import Line
+
+SETTINGS = Settings(imgsz=96, batch=8, images=64, steps=20)
+
+
+def trunk(part: Part = "neck", model: str = "yolo11n") -> Trunk:
+    return Trunk(build_detector(model, ["x"], 0), model, part)
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another architecture's detector, with fresh weights."""
+    path = tmp_path_factory.mktemp("teacher") / "teacher.pt"
+    save_checkpoint(path, Checkpoint("yolov8n", ("x",), build_detector("yolov8n", ["x"], 1).state_dict(), 96))
+    return path
+
+
+def batch_of(method: Any, step: int, count: int = 8) -> list[torch.Tensor]:
+    line = Line(3, (128, 96))
+    made = [method.views(line.image(5 * index), np.random.default_rng((step, index))) for index in range(count)]
+    return [torch.stack(side) for side in zip(*made, strict=True)]
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+def test_method__is_learnt_and_reaches_the_trunk(name: str, teacher: Path) -> None:
+    torch.manual_seed(0)
+    own = trunk()
+    settings = Settings(imgsz=96, batch=8, images=64, steps=1000 if name == "hybrid" else 20, teacher=teacher)
+    method: Any = build_method(name, own, settings).train()
+    optimizer = torch.optim.AdamW((p for p in method.parameters() if p.requires_grad), 3e-4)
+    views = batch_of(method, 0)
+    losses = []
+    for step in range(12):  # the same views each time: a loss that cannot even fit them is broken
+        torch.manual_seed(0)
+        loss = method(*views)
+        optimizer.zero_grad()
+        loss.backward()
+        if step == 0:
+            reached = [p.grad is not None and bool(p.grad.abs().sum() > 0) for p in own.parameters()]
+        optimizer.step()
+        method.after_step(step)
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.95 * losses[0], losses
+    assert all(np.isfinite(losses))
+    masked = name in ("mae", "hybrid")
+    assert np.mean(reached) > (0.3 if masked else 0.95), "gradients reach the trunk's layers"
+
+
+@pytest.mark.parametrize(
+    ("model", "part", "channels", "strides"),
+    [
+        ("yolo11n", "backbone", [256], [32]), ("yolo11n", "neck", [64, 128, 256], [8, 16, 32]),
+        ("yolov8n", "neck", [64, 128, 256], [8, 16, 32]), ("yolov5n", "neck", [64, 128, 256], [8, 16, 32]),
+        ("yolov10n", "neck", [64, 128, 256], [8, 16, 32]), ("yolo26n", "neck", [64, 128, 256], [8, 16, 32]),
+        ("yolo12n", "neck", [64, 128, 256], [8, 16, 32]), ("yolov9t", "neck", [64, 96, 128], [8, 16, 32]),
+    ],
+)  # fmt: skip
+def test_trunk__maps_are_those_that_the_head_looks_at(model: str, part: Part, channels: list[int], strides: list[int]) -> None:
+    detector = build_detector(model, ["x"], 0).eval()
+    found = Trunk(detector, model, part).eval()
+    assert (found.channels, found.strides) == (channels, strides)
+    if part == "neck":
+        seen: list[torch.Tensor] = []
+        detector.model[-1].register_forward_pre_hook(lambda _, inputs: seen.extend(each.clone() for each in inputs[0]))
+        image = torch.rand(1, 3, 128, 128, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            detector(image)
+            for ours, theirs in zip(found(image), seen, strict=True):
+                torch.testing.assert_close(ours, theirs)
+
+
+def test_simclr__the_loss_is_the_papers() -> None:
+    method = SimCLR(trunk("backbone"), SETTINGS).eval()
+    views = batch_of(method, 0, 4)
+    with torch.no_grad():
+        first, second = (torch.nn.functional.normalize(z, dim=1) for z in method.embed(*views))
+        z = torch.cat([first, second])
+        losses = []
+        for i in range(8):  # equation 1, term by term
+            positive = torch.exp(z[i] @ z[(i + 4) % 8] / TEMPERATURE)
+            everyone = sum(torch.exp(z[i] @ z[k] / TEMPERATURE) for k in range(8) if k != i)
+            losses.append(-torch.log(positive / everyone))
+        torch.testing.assert_close(method(*views), torch.stack(losses).mean())
+
+
+def test_moco__keys_follow_slowly_and_wait_in_the_queue() -> None:
+    torch.manual_seed(0)
+    method = MoCo(trunk("backbone"), SETTINGS).train()
+    before = [p.clone() for p in method.keys_trunk.parameters()]
+    with torch.no_grad():
+        for parameter in method.trunk.parameters():
+            parameter.add_(1.0)
+    method.after_step(0)
+    moved = [float((after - old).mean()) for after, old in zip(method.keys_trunk.parameters(), before, strict=True)]
+    assert moved == pytest.approx([0.01] * len(moved), rel=1e-3)
+    assert not any(p.requires_grad for p in method.keys_trunk.parameters())
+    method(*batch_of(method, 0))
+    bank = method.criterion.memory_bank.bank
+    assert bank.shape == (24, 128), "0.4 of 64 images, in whole batches"
+
+
+def test_large_batch__gradients_are_those_of_the_whole_batch() -> None:
+    method: Any = SimCLR(trunk("backbone"), SETTINGS)
+    for module in method.modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            module.eval()  # else a chunk is normalised by itself
+    method.double()
+    views = tuple(view.double() for view in batch_of(method, 0))
+    whole = method(*views)
+    whole.backward()
+    expected = [p.grad.clone() for p in method.parameters()]
+    method.zero_grad()
+    loss = cached_backward(method, method, views, 3, torch.autograd.backward)
+    torch.testing.assert_close(loss, whole.detach())
+    for parameter, gradient in zip(method.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-6, atol=1e-9)
+
+
+def test_large_batch__batch_norm_counts_a_chunk_once() -> None:
+    method: Any = SimCLR(trunk("backbone"), SETTINGS).train()
+    norm = next(module for module in method.modules() if isinstance(module, torch.nn.BatchNorm2d))
+    cached_backward(method, method, tuple(batch_of(method, 0)), 4, torch.autograd.backward)
+    assert norm.num_batches_tracked is not None
+    assert int(norm.num_batches_tracked) == 2
+
+
+def test_same_places__partners_show_the_same_place() -> None:
+    torch.manual_seed(0)
+    first = torch.tensor([[0.1, 0.2, 0.6, 0.9], [0.0, 0.0, 0.3, 0.3]])
+    second = torch.tensor([[0.7, 0.1, 0.2, 0.8], [0.5, 0.5, 1.0, 1.0]])  # flipped left to right; far from the first
+    image, a, b = same_places(first, second, (7, 7), 49)
+    assert set(image.tolist()) == {0}, "crops that do not overlap have no partners"
+    assert len(image) > 15
+    here, there = centres(first, (7, 7)), centres(second, (7, 7))
+    apart = (here[0, a] - there[0, b]).abs()
+    assert float(apart[:, 0].max()) <= 0.5 / 7
+    assert float(apart[:, 1].max()) <= 0.71 * 0.7 / 7
+
+
+def test_views__the_box_says_where_the_view_lies() -> None:
+    """A picture whose blue is the column and whose red is the row: a view's corners tell where they came from."""
+    image = np.zeros((200, 250, 3), np.uint8)
+    image[..., 0], image[..., 2] = np.arange(250)[None], np.arange(200)[:, None]
+    view = RandomView(ViewSpec(64, jitter=0, grey=0, blur=0))
+    flips = set()
+    for seed in range(12):
+        shown, box = view(image, np.random.default_rng(seed))
+        left, top, right, bottom = (float(value) for value in box)
+        flips.add((left > right, top > bottom))
+        for row, column in ((8, 8), (56, 20), (32, 50)):
+            x = (left + (right - left) * (column + 0.5) / 64) * 250
+            y = (top + (bottom - top) * (row + 0.5) / 64) * 200
+            assert float(shown[2, row, column]) * 255 == pytest.approx(x - 0.5, abs=3)
+            assert float(shown[0, row, column]) * 255 == pytest.approx(y - 0.5, abs=3)
+    assert len(flips) == 4
+
+
+def test_views__depend_on_the_generator_alone() -> None:
+    views, image = TwoViews(ViewSpec(64)), Line(1, (128, 128)).image(3)
+    first = views(image, np.random.default_rng(5))
+    np.random.seed(1)  # noqa: NPY002  what other code may do
+    torch.manual_seed(1)
+    for a, b in zip(first, views(image, np.random.default_rng(5)), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+    assert not torch.equal(first[0], views(image, np.random.default_rng(6))[0])
+    assert first[0].dtype == torch.float32
+    assert 0 <= float(first[0].min()) <= float(first[0].max()) <= 1
+
+
+def test_mae__what_is_hidden_does_not_reach_what_is_visible() -> None:
+    torch.manual_seed(0)
+    method = MaskedModelling(trunk(), SETTINGS).train()
+    images = torch.rand(2, 3, 96, 96)
+    visible = random_mask(2, 3, 3, images.device)
+    assert visible.flatten(1).sum(1).tolist() == [4, 4]
+    grown = visible.repeat_interleave(32, 2).repeat_interleave(32, 3)
+    other = torch.where(grown, images, torch.rand(2, 3, 96, 96))
+    for a, b in zip(method._maps(images, visible), method._maps(other, visible), strict=True):
+        torch.testing.assert_close(a, b)
+        hidden = ~visible.repeat_interleave(a.shape[2] // 3, 2).repeat_interleave(a.shape[3] // 3, 3)
+        assert float((a * hidden).detach().abs().max()) == 0
+
+
+def test_mae__layers_are_themselves_again_afterwards() -> None:
+    own = trunk().eval()
+    image = torch.rand(1, 3, 96, 96)
+    with torch.no_grad():
+        before = pooled(own(image))
+        method = MaskedModelling(own, SETTINGS).eval()
+        method(image)
+        torch.testing.assert_close(pooled(own(image)), before)
+
+
+def test_mae__squares_are_normalised() -> None:
+    flat = normalised(torch.rand(2, 3, 64, 64)).unfold(2, 32, 32).unfold(3, 32, 32)
+    torch.testing.assert_close(flat.mean((-1, -2)), torch.zeros(2, 3, 2, 2), atol=1e-4, rtol=0)
+    torch.testing.assert_close(flat.std((-1, -2)), torch.ones(2, 3, 2, 2), atol=0.01, rtol=0)
+
+
+def test_jigsaw__tiles_lie_where_the_order_says() -> None:
+    torch.manual_seed(0)
+    images = torch.zeros(1, 3, 96, 96)
+    for tile in range(9):
+        row, column = divmod(tile, SIDE)
+        images[:, :, 32 * row : 32 * row + 32, 32 * column : 32 * column + 32] = tile
+    order = torch.tensor([[3, 1, 4, 0, 5, 8, 2, 6, 7]])
+    shuffled = shuffle_tiles(images, order)
+    seen = [int(shuffled[0, 0, 32 * row + 16, 32 * column + 16]) for row in range(3) for column in range(3)]
+    assert seen == order[0].tolist()
+
+
+def test_jigsaw__shuffles_differ_much() -> None:
+    shuffles = distant_shuffles(64)
+    assert sorted(shuffles[5].tolist()) == list(range(9))
+    distance = (shuffles[:, None] != shuffles[None]).sum(-1) + 9 * torch.eye(64, dtype=torch.long)
+    assert int(distance.min()) >= 6
+
+
+def test_hybrid__phases_go_with_the_step_also_after_a_resume() -> None:
+    torch.manual_seed(0)
+    method: Any = build_method("hybrid", trunk(), SETTINGS).eval()
+    views = batch_of(method, 0)
+    torch.manual_seed(1)
+    painting = float(method(*views).detach())
+    method.after_step(7)  # of 20, 0.4 of them: the eighth was the last
+    torch.manual_seed(1)
+    agreeing = float(method(*views).detach())
+    assert painting < 5 < agreeing
+    again: Any = build_method("hybrid", trunk(), SETTINGS)
+    again.load_state_dict(method.state_dict())
+    assert int(again.step) == 8
+
+
+def test_distill__needs_a_teacher_and_the_neck(teacher: Path) -> None:
+    with pytest.raises(TrainingError, match="--teacher"):
+        build_method("distill", trunk(), SETTINGS)
+    with pytest.raises(TrainingError, match="train it with its neck"):
+        build_method("distill", trunk("backbone"), Settings(96, 8, 64, 20, teacher=teacher))
+
+
+def test_distill__the_teacher_is_neither_trained_nor_kept(teacher: Path) -> None:
+    method: Any = build_method("distill", trunk(), Settings(96, 8, 64, 20, teacher=teacher)).train()
+    theirs = method._teacher[0]
+    assert not theirs.training
+    assert not any(p.requires_grad for p in theirs.parameters())
+    assert not any("teacher" in key for key in method.state_dict())
+
+
+def test_distill__a_student_like_its_teacher_has_no_relations_to_learn() -> None:
+    from edge.methods.distill import relational_divergence
+
+    maps = torch.rand(2, 16, 8, 8)
+    assert float(relational_divergence(maps, maps)) == pytest.approx(0, abs=1e-5)
+    assert float(relational_divergence(3 * maps, maps)) == pytest.approx(0, abs=1e-5), "of any scale"
+    assert float(relational_divergence(torch.rand(2, 8, 8, 8), maps)) > 0.01
+
+
+def test_build_method__an_unknown_one() -> None:
+    with pytest.raises(TrainingError, match="the methods are dense, simclr"):
+        build_method("dino", trunk(), SETTINGS)

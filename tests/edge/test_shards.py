@@ -1,0 +1,234 @@
+from __future__ import annotations
+
+import functools
+import http.server
+import shutil
+import tarfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from edge.errors import TrainingError
+from edge.methods.views import TwoViews, ViewSpec
+from edge.pretrain import PretrainRequest, pretrain
+from edge.shard_loader import ShardLoader
+from edge.shards import INDEX, ShardIndex, ShardSet, export_shards
+from edge.view_loader import LoaderSpec
+from runtime.errors import PoolError
+from runtime.pool import Pool
+from tests.conftest import fill_pool
+from tests.edge.test_training import same_weights
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """40 frames in four shards."""
+    root = tmp_path_factory.mktemp("shards")
+    fill_pool(root / "pool", 40)
+    export_shards(root / "pool", root / "out", per_shard=11)
+    return root / "out"
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edge.shards._PAUSE_S", 0.01)
+
+
+def test_export__every_frame_once_with_its_bytes(shards: Path) -> None:
+    found = ShardSet.open(str(shards))
+    assert [shard.frames for shard in found.index.shards] == [11, 11, 11, 7]
+    read = [frame for shard in found.index.shards for frame in found.frames(shard)]
+    with Pool.open(shards.parent / "pool") as pool:
+        expected = {f"{entry.sha256}.jpg": pool.read_jpeg(entry) for entry in pool.entries()}
+        order = [f"{entry.sha256}.jpg" for entry in pool.entries()]
+    assert dict(read) == expected
+    assert [name for name, _ in read] != order, "frames that follow each other do not share a shard"
+    with pytest.raises(TrainingError, match="holds shards already"):
+        export_shards(shards.parent / "pool", shards)
+
+
+def test_export__an_empty_pool(tmp_path: Path) -> None:
+    fill_pool(tmp_path / "pool", 0)
+    with pytest.raises(PoolError, match="is empty"):
+        export_shards(tmp_path / "pool", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def loader(shards: Path | str, **changes: int) -> ShardLoader:
+    return ShardLoader(ShardSet.open(str(shards)), TwoViews(ViewSpec(64)), LoaderSpec(**{"batch": 4, "seed": 3, **changes}))
+
+
+def same(first: list[tuple[torch.Tensor, ...]], second: list[tuple[torch.Tensor, ...]]) -> bool:
+    return len(first) == len(second) and all(
+        torch.equal(a, b) for one, two in zip(first, second, strict=True) for a, b in zip(one, two, strict=True)
+    )
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_loader__an_epoch_is_the_same_again_and_from_the_middle(shards: Path, workers: int) -> None:
+    made = loader(shards, workers=workers)
+    whole = list(made.epoch(1))
+    assert len(whole) == made.steps >= 7
+    assert same(whole, list(loader(shards, workers=workers).epoch(1)))
+    assert same(whole[4:], list(loader(shards, workers=workers).epoch(1, first_step=4)))
+    assert not same(whole, list(loader(shards, workers=workers).epoch(2)))
+
+
+def test_loader__processes_have_shards_of_their_own_and_as_many_batches(shards: Path) -> None:
+    ranks = [list(loader(shards, rank=rank, world=2).epoch(0)) for rank in range(2)]
+    assert len(ranks[0]) == len(ranks[1]) == loader(shards, world=2).steps
+    assert all(len(views[0]) == 2 for made in ranks for views in made)
+    with pytest.raises(TrainingError, match="4 shards for 6 readers"):
+        loader(shards, world=2, workers=3)
+
+
+def test_loader__a_truncated_shard_stops_the_run_with_its_name(shards: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(shards, tmp_path / "copy"))
+    victim = copy / "shard-000001.tar"
+    victim.write_bytes(victim.read_bytes()[: victim.stat().st_size // 2])
+    with pytest.raises(TrainingError, match=r"shard-000001\.tar cannot be read: .*--resume"):
+        list(loader(copy).epoch(0))
+
+
+def test_loader__damaged_pictures_are_left_out_and_named(shards: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(shards, tmp_path / "copy"))
+    _damage_one(copy / "shard-000000.tar")
+    made = loader(copy)
+    list(made.epoch(0))
+    assert len(made.damaged) == 1
+
+
+def _damage_one(path: Path) -> None:
+    with tarfile.open(path) as tar:
+        member = tar.getmembers()[0]
+        offset = member.offset_data
+    data = bytearray(path.read_bytes())
+    data[offset : offset + member.size] = bytes(member.size)
+    path.write_bytes(bytes(data))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{}",
+        '{"format": "other/1", "shards": [{"name": "a", "frames": 1}]}',
+        '{"shards": [{"name": "../x", "frames": 1}]}',
+        "no",
+    ],
+)
+def test_open__what_is_no_index_of_ours(tmp_path: Path, text: str) -> None:
+    (tmp_path / INDEX).write_text(text)
+    with pytest.raises(TrainingError, match="no index of shards"):
+        ShardSet.open(str(tmp_path))
+    with pytest.raises(TrainingError, match="does not exist; write shards with"):
+        ShardSet.open(str(tmp_path / "nowhere"))
+
+
+class Flaky(http.server.SimpleHTTPRequestHandler):
+    """A server from which every shard vanishes once in the middle."""
+
+    broken: set[str] = set()  # noqa: RUF012
+    always = False
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+    def copyfile(self, source: Any, outputfile: Any) -> None:
+        if self.path.endswith(".tar") and (self.always or self.path not in self.broken):
+            self.broken.add(self.path)
+            outputfile.write(source.read(20_000))
+            self.close_connection = True
+            return
+        super().copyfile(source, outputfile)
+
+
+@pytest.fixture
+def server(shards: Path) -> Iterator[tuple[str, type[Flaky]]]:
+    kind = type("One", (Flaky,), {"broken": set()})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(kind, directory=str(shards))) as found:
+        thread = threading.Thread(target=found.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{found.server_address[1]}", kind
+        found.shutdown()
+
+
+def test_http__a_shard_that_vanishes_in_the_middle_is_asked_for_again(shards: Path, server: tuple[str, type[Flaky]]) -> None:
+    url, kind = server
+    assert same(list(loader(url).epoch(0)), list(loader(shards).epoch(0)))
+    assert len(kind.broken) >= 3, "each was cut once"
+
+
+def test_http__one_that_stays_away_is_a_clear_stop(server: tuple[str, type[Flaky]]) -> None:
+    url, kind = server
+    kind.always = True
+    with pytest.raises(TrainingError, match=r"shard-.*cannot be read: .*go on with --resume"):
+        list(loader(url).epoch(0))
+
+
+@pytest.fixture
+def s3(shards: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, Any]]:
+    """The shards in a bucket of moto's server, and a client of it."""
+    server_module = pytest.importorskip("moto.server", reason="pip install 'edgeloop[dev]'")
+    pytest.importorskip("s3fs", reason="pip install 'edgeloop[fleet]'")
+    import boto3
+
+    server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    for name, value in {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    client = boto3.client("s3", region_name="us-east-1")
+    client.create_bucket(Bucket="plant")
+    for path in shards.iterdir():
+        client.upload_file(str(path), "plant", f"line/{path.name}")
+    yield "s3://plant/line", client
+    server.stop()
+
+
+def test_s3__a_bucket_is_read_and_an_object_that_vanishes_is_a_clear_stop(shards: Path, s3: tuple[str, Any]) -> None:
+    url, client = s3
+    assert same(list(loader(url).epoch(0)), list(loader(shards).epoch(0)))
+    client.delete_object(Bucket="plant", Key="line/shard-000002.tar")
+    import fsspec
+
+    fsspec.filesystem("s3").invalidate_cache()
+    with pytest.raises(TrainingError, match=r"shard-000002\.tar cannot be read: .*--resume"):
+        list(loader(url).epoch(0))
+
+
+def test_pretrain__from_shards_is_resumed_where_it_stopped(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from edge.training import Run
+
+    def request(out: str, **changes: Any) -> PretrainRequest:
+        return PretrainRequest(
+            Path(), tmp_path / out, imgsz=64, batch=8, epochs=2, shards=str(shards), save_every_s=0.0, **changes
+        )
+
+    whole = pretrain(request("whole"))
+    apply, steps = Run.apply, 0
+
+    def counted(run: Run) -> None:
+        nonlocal steps
+        steps += 1
+        if steps == 6:
+            raise KeyboardInterrupt
+        apply(run)
+
+    monkeypatch.setattr(Run, "apply", counted)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(request("run"))
+    assert same_weights(whole, pretrain(request("run", resume=True)))
+
+
+def test_index__frames_are_counted_without_reading_them() -> None:
+    index = ShardIndex.model_validate({"shards": [{"name": f"s{i}.tar", "frames": 1000} for i in range(100)]})
+    assert len(ShardSet("nowhere", index)) == 100_000

@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from calibration.labels import load_dataset
+from edge.demo.scene import SimulatedScene
+from edge.errors import TrainingError
+from edge.study import StudyPlan, cells_of, load_plan, study
+from edge.study_report import mean_and_half, plot, rows_of, table
+
+RECORDS: list[dict[str, Any]] = [
+    {"set": "steel", "fraction": 0.1, "arm": arm, "seed": seed, "map50_95": value}
+    for arm, values in (("coco", (0.30, 0.34, 0.32)), ("coco+ssl", (0.33, 0.37, 0.34)), ("ssl", (0.20, 0.38, 0.31)))
+    for seed, value in enumerate(values)
+]
+
+
+def test_rows_of__means_intervals_and_gains_seed_by_seed() -> None:
+    rows = {row.arm: row for row in rows_of(RECORDS)}
+    assert rows["coco"].mean == pytest.approx(0.32)
+    assert rows["coco"].half == pytest.approx(4.30 * 0.02 / math.sqrt(3), rel=1e-3)
+    assert math.isnan(rows["coco"].gain)
+    assert rows["coco+ssl"].gain == pytest.approx((0.03 + 0.03 + 0.02) / 3)
+    assert rows["coco+ssl"].gain_half < rows["coco+ssl"].gain, "paired seeds: beyond the interval though the means overlap"
+    assert rows["ssl"].gain_half > abs(rows["ssl"].gain)
+    told = table(list(rows.values()))
+    assert "| steel | 10 % | coco+ssl | 0.347 ± 0.052 | +2.7 ± 1.4 ▲ | 3 |" in told
+    assert "▲" not in told.split("| ssl |")[1]
+
+
+def test_mean_and_half__of_one_seed_there_is_no_interval() -> None:
+    assert mean_and_half([0.5])[0] == 0.5
+    assert math.isnan(mean_and_half([0.5])[1])
+    assert math.isnan(mean_and_half([])[0])
+
+
+def test_plot__draws_every_arm(tmp_path: Path) -> None:
+    plot(rows_of(RECORDS), tmp_path / "plot.svg")
+    drawn = (tmp_path / "plot.svg").read_text()
+    assert drawn.startswith("<?xml")
+    assert len(drawn) > 5000
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("study-data")
+    SimulatedScene.make(out, labels=24, seed=0, imgsz=128)
+    dataset = load_dataset(out / "data.yaml")
+    images = dataset.train[0].path.parent
+    (images.parent / "data.yaml").write_text(yaml.safe_dump({"names": list(dataset.names)}))
+    return images.parent
+
+
+def plan_of(folder: Path, **changes: Any) -> dict[str, Any]:
+    return {
+        "imgsz": 64, "pretrain": {"epochs": 1, "batch": 8, "imgsz": 64, "method": "dense"}, "finetune": {"steps": 2, "batch": 4},
+        "fractions": [0.8], "seeds": [0], "sets": {"line": {"folder": str(folder)}},
+        "arms": {"scratch": {}, "ssl": {"ssl": True}, "ssl+pool": {"ssl": {"method": "simclr", "part": "backbone"}, "pool": True}},
+        **changes,
+    }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_study__runs_what_is_missing_and_shares_what_is_the_same(folder: Path, tmp_path: Path, capsys: Any) -> None:
+    path, out = tmp_path / "study.yaml", tmp_path / "out"
+    path.write_text(yaml.safe_dump(plan_of(folder)))
+    records = study(load_plan(path), out)
+    assert [record["arm"] for record in records] == ["scratch", "ssl", "ssl+pool"]
+    assert all(0 <= record["map50_95"] <= 1 for record in records)
+    pretrained = sorted(path.name for path in (out / "line" / "seed0").glob("ssl-scratch-*"))
+    assert len(pretrained) == 2
+    capsys.readouterr()
+    path.write_text(yaml.safe_dump(plan_of(folder, fractions=[0.8, 0.4])))
+    grown = study(load_plan(path), out)
+    assert [record for record in grown if record["fraction"] == 0.8] == records
+    assert "labels-0.8" not in capsys.readouterr().err, "nothing of the first was run again"
+    half, quarter = (load_dataset(out / "line" / "seed0" / f"labels-{share:g}" / "data.yaml") for share in (0.8, 0.4))
+    assert {item.path for item in quarter.train} < {item.path for item in half.train}
+    assert {item.path for item in quarter.val} == {item.path for item in half.val}
+    assert len((out / "results.jsonl").read_text().splitlines()) == 6
+    path.write_text(yaml.safe_dump(plan_of(folder, imgsz=96)))
+    with pytest.raises(TrainingError, match="a study with other imgsz"):
+        study(load_plan(path), out)
+
+
+def test_cells__seed_by_seed(folder: Path) -> None:
+    plan = StudyPlan.model_validate(plan_of(folder, seeds=[0, 1]))
+    assert [cell.seed for cell in cells_of(plan)] == [0, 0, 0, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"arms": {"coco": {"start": "coco"}}}, "starts from coco, but `weights` names no checkpoint"),
+        ({"fractions": [1.5]}, "fractions.0: is 1.5; expected at most 1"),
+        ({"arms": {"a": {"ssl": {"metod": "simclr"}}}}, "metod"),
+        ({"sets": {}}, "sets: is empty; expected at least 1"),
+    ],
+)
+def test_load_plan__mistakes_are_told(folder: Path, tmp_path: Path, changes: dict[str, Any], told: str) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text(json.dumps(plan_of(folder, **changes)))
+    with pytest.raises(TrainingError, match=told):
+        load_plan(path)

@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from edge.collapse import refuse_collapse, spread_of
+from edge.errors import TrainingError
+from edge.methods.views import TwoViews, ViewSpec
+from edge.snapshot import Snapshot
+from edge.view_loader import LoaderSpec, ViewLoader
+from tests.conftest import fill_pool
+
+
+@pytest.fixture
+def frames(tmp_path: Path) -> Snapshot:
+    fill_pool(tmp_path / "pool", 30)
+    return Snapshot.take(tmp_path / "pool", tmp_path / "run", None, 2)
+
+
+def loader(frames: Snapshot, **changes: int) -> ViewLoader:
+    return ViewLoader(frames, TwoViews(ViewSpec(64)), LoaderSpec(**{"batch": 7, "seed": 3, **changes}))
+
+
+def same(first: list[tuple[torch.Tensor, ...]], second: list[tuple[torch.Tensor, ...]]) -> bool:
+    pairs = [(a, b) for one, two in zip(first, second, strict=True) for a, b in zip(one, two, strict=True)]
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_loader__an_epoch_is_the_same_with_other_processes_and_from_the_middle(frames: Snapshot) -> None:
+    whole = list(loader(frames).epoch(2))
+    assert [view.shape[0] for views in whole for view in views[:1]] == [7, 7, 7, 7]
+    assert whole[0][0].is_contiguous(memory_format=torch.channels_last)
+    assert same(whole, list(loader(frames, workers=2).epoch(2)))
+    assert same(whole[2:], list(loader(frames).epoch(2, first_step=2)))
+    assert not same(whole, list(loader(frames).epoch(3)))
+    assert not same(whole, list(loader(frames, seed=4).epoch(2)))
+
+
+def test_loader__processes_share_a_batch(frames: Snapshot) -> None:
+    whole = list(loader(frames, batch=8).epoch(0))
+    shares = [list(loader(frames, batch=8, rank=rank, world=2).epoch(0)) for rank in range(2)]
+    for views, first, second in zip(whole, *shares, strict=True):
+        assert torch.equal(views[0][0::2], first[0])
+        assert torch.equal(views[0][1::2], second[0])
+
+
+def test_loader__a_damaged_frame_is_left_out_and_named_and_many_end_the_run(frames: Snapshot, tmp_path: Path) -> None:
+    files = sorted((tmp_path / "run" / "frames").iterdir())
+    _damage(files[4])
+    one = loader(frames)
+    assert sum(len(views[0]) for views in one.epoch(0)) in (27, 28), "unless it is among those that fill no batch"
+    list(one.epoch(1))
+    list(one.epoch(2))
+    assert list(one.damaged) == [frames.name(4)]
+    for path in files[5:7]:
+        _damage(path)
+    with pytest.raises(TrainingError, match=r"of 30 frames are damaged, first .*edge pool check POOL --repair"):
+        for number in range(3):
+            list(loader(frames).epoch(number))
+            list(one.epoch(number))
+
+
+def _damage(path: Path) -> None:
+    """Cuts a frame off; the pool's own file, which it is a link to, stays whole."""
+    data = path.read_bytes()
+    path.unlink()
+    path.write_bytes(data[: len(data) // 2])
+
+
+def test_collapse__one_point_is_refused_and_random_features_are_not() -> None:
+    rng = np.random.default_rng(0)
+    spread = spread_of(torch.from_numpy(rng.normal(size=(64, 32))))
+    assert 0.8 < spread.deviation < 1.2
+    assert 20 < spread.effective_rank <= 32
+    refuse_collapse(spread, 64)
+    point = spread_of(torch.ones(64, 32) + 1e-4 * torch.from_numpy(rng.normal(size=(64, 32))))
+    with pytest.raises(TrainingError, match=r"collapsed.*--method vicreg"):
+        refuse_collapse(point, 64)
+    line = spread_of(torch.from_numpy(rng.normal(size=(64, 1)) * rng.normal(size=(1, 32))))
+    with pytest.raises(TrainingError, match="collapsed"):
+        refuse_collapse(line, 64)
+    refuse_collapse(point, 2)  # too few to tell
