@@ -52,7 +52,16 @@ def rival_rows(found: Figures) -> list[str]:
         f"| {name} | {row['frames_per_s']:.1f} | {row['first_frame_s']:.2f} s | {row['peak_resident_mb']:.0f} MB |"
         for name, row in found["medians"].items()
     ]
-    return [*rows, "", "Ratios: " + "; ".join(f"{name} {value:.2f}" for name, value in found["ratios"].items()) + "."]
+    rows += ["", "Ratios: " + "; ".join(f"{name} {value:.2f}" for name, value in found["ratios"].items()) + "."]
+    path = RESULTS / "rivals_accuracy.json"
+    if path.exists():
+        accuracy = json.loads(path.read_text(encoding="utf-8"))
+        lost = accuracy["map50_95_lost"]
+        rows[-1] += (
+            f" On {accuracy['images']} images of COCO val2017 INT8 loses {100 * lost['ours']:.2f} points of mAP50-95 here and "
+            f"{100 * lost['ultralytics']:.2f} in ultralytics' export, which has no layer in float."
+        )
+    return rows
 
 
 def _latency(found: Figures) -> list[str]:
