@@ -1,17 +1,19 @@
 """What every training run shares: seeded epochs, one schedule, a checkpoint after each epoch, `--resume`.
 
-A run folder holds `last.pt` (weights, optimizer, schedule, epoch and step) and `log.jsonl` (one line an epoch). Random
+A run folder holds `last.pt` (weights, optimizer, schedule, epoch and step) and what each epoch gave (`log.jsonl`, `log.csv`,
+`tensorboard/`). Random
 streams are derived from `(seed, epoch)`, or from `(seed, step)` where a run also goes on within an epoch: what is resumed is
 what was interrupted.
 """
 
 from __future__ import annotations
 
+import csv
 import json
 import random
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     import torch
 
 LAST = "last.pt"
-LOG = "log.jsonl"
+LOG, TABLE, BOARD = "log.jsonl", "log.csv", "tensorboard"
 _GRADIENT_NORM = 10.0  # Ultralytics' clip
 
 
@@ -114,7 +116,7 @@ class Run:
         """
         self.refuse(loss)
         self.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         self.apply()
 
     def refuse(self, loss: torch.Tensor) -> None:
@@ -150,9 +152,8 @@ class Run:
         self.epoch, self.step_in_epoch = self.epoch + 1, 0
         self.extra["figures"] = [*self.extra.get("figures", []), {"epoch": self.epoch, **figures}]
         self.save(checkpoint)
-        lines = "".join(json.dumps(line) + "\n" for line in self.extra["figures"])
         if is_first():
-            (self.out / LOG).write_text(lines, encoding="utf-8")
+            write_log(self.out, self.extra["figures"])
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Writes `last.pt` as things stand: a resume goes on after `step_in_epoch` steps of this epoch."""
@@ -199,6 +200,23 @@ class Run:
             raise MissingPackageError("lightly", "train") from error
         total = self.budget.epochs * steps_per_epoch
         return CosineWarmupScheduler(self._optimizer, round(self.budget.warmup * total), total)  # type: ignore[no-any-return]
+
+
+def write_log(out: Path, figures: Sequence[Mapping[str, float]]) -> None:
+    """What every epoch gave, as JSON lines, as a table for spreadsheets, and for TensorBoard where that is installed."""
+    (out / LOG).write_text("".join(json.dumps(line) + "\n" for line in figures), encoding="utf-8")
+    columns = list(dict.fromkeys(name for line in figures for name in line))
+    with (out / TABLE).open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(figures)
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return
+    with SummaryWriter(str(out / BOARD)) as board:
+        for name, value in figures[-1].items():
+            board.add_scalar(name, value, int(figures[-1]["epoch"]))
 
 
 def check_run_folder(out: Path, *, resume: bool) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import dataclasses
 import json
 import os
@@ -55,6 +56,10 @@ def test_pretrain__writes_a_backbone_and_is_deterministic(pool_dir: Path, tmp_pa
     assert loaded.lineage["ssl"] == "simclr"
     records = [json.loads(line) for line in (tmp_path / "a" / "log.jsonl").read_text().splitlines()]
     assert [record["epoch"] for record in records] == [1, 2]
+    with (tmp_path / "a" / "log.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["loss"]) for row in rows] == [record["loss"] for record in records]
+    assert len(list((tmp_path / "a" / "tensorboard").iterdir())) == 2
 
 
 def test_pretrain__another_seed_gives_other_weights(pool_dir: Path, tmp_path: Path) -> None:
