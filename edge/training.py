@@ -116,7 +116,7 @@ class Run:
         """
         self.refuse(loss)
         self.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         self.apply()
 
     def refuse(self, loss: torch.Tensor) -> None:
