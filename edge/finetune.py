@@ -17,7 +17,7 @@ from edge.errors import TrainingError
 from edge.pool_light import PoolLight
 from edge.snapshot import Snapshot
 from edge.torch_detector import torch_detector
-from edge.training import Budget, Run, adamw, check_run_folder, train_epoch, with_training
+from edge.training import Budget, Run, adamw, check_run_folder, memory_told, train_epoch, with_training
 from edge.yolo import BatchSpec, WeightAverage, build_detector, family_of, inject, training_loader, weight_average
 from runtime.files import sha256_of_file
 from runtime.preprocess import STRIDE, Preprocess
@@ -128,7 +128,9 @@ def finetune(request: FinetuneRequest) -> Finetuned:
         "finetune_seed": str(request.seed),
     }
     found: Accuracy | None = None
-    with Progress("finetune", (request.epochs - run.epoch) * len(loaders.mosaic)) as progress:
+    remedies = "lower it, lower --imgsz, or take a smaller --model"
+    left = (request.epochs - run.epoch) * len(loaders.mosaic)
+    with memory_told(request.batch, remedies), Progress("finetune", left) as progress:
         ema.updates = run.epoch * len(loaders.mosaic)
         for epoch in run.epochs(len(loaders.mosaic)):
             _train_mode(detector, frozen)

@@ -13,7 +13,7 @@ from edge.errors import TrainingError
 from edge.methods import METHODS, Settings, build_method
 from edge.processes import Precision, is_first, launched_fabric, several
 from edge.snapshot import Snapshot
-from edge.training import Budget, Run, adamw, check_run_folder, seed_everything, with_training
+from edge.training import Budget, Run, adamw, check_run_folder, memory_told, seed_everything, with_training
 from edge.yolo import Part, build_detector, inject, part_keys
 from runtime.files import sha256_of_file
 from runtime.progress import Progress
@@ -131,7 +131,9 @@ def pretrain(request: PretrainRequest) -> Path:
         kept = {key: state[key].clone() for key in part_keys(request.model, state, request.part)}
         return Checkpoint(request.model, (), kept, request.imgsz, request.part, lineage)
 
-    with Progress("pretrain", (request.epochs - run.epoch) * steps - run.step_in_epoch) as progress:
+    remedies = "lower it, give --chunk (the same loss in less memory), or lower --imgsz"
+    left = (request.epochs - run.epoch) * steps - run.step_in_epoch
+    with memory_told(batch, remedies), Progress("pretrain", left) as progress:
         for _ in run.epochs(steps):
             epoch = _Epoch(run, _Trained(method, wrapped, fabric), loader, request)
             figures = epoch.train(checkpoint, progress)

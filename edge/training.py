@@ -13,7 +13,8 @@ import json
 import random
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -200,6 +201,23 @@ class Run:
             raise MissingPackageError("lightly", "train") from error
         total = self.budget.epochs * steps_per_epoch
         return CosineWarmupScheduler(self._optimizer, round(self.budget.warmup * total), total)  # type: ignore[no-any-return]
+
+
+@contextmanager
+def memory_told(batch: int, remedies: str) -> Iterator[None]:
+    """Within, running out of memory is a sentence that names the batch and what helps.
+
+    Raises:
+        TrainingError: instead of PyTorch's error.
+    """
+    import torch
+
+    try:
+        yield
+    except RuntimeError as error:  # the CPU's allocator has no exception of its own
+        if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
+            raise
+        raise TrainingError(f"out of memory with --batch {batch}; {remedies}") from error
 
 
 def write_log(out: Path, figures: Sequence[Mapping[str, float]]) -> None:

@@ -20,7 +20,7 @@ from edge.demo.scene import SimulatedScene
 from edge.errors import TrainingError
 from edge.finetune import FinetuneRequest, finetune
 from edge.pretrain import PretrainRequest, pretrain
-from edge.training import Run
+from edge.training import Run, memory_told
 from runtime.errors import PoolError
 from tests.conftest import ROOT, fill_pool
 
@@ -186,6 +186,25 @@ def test_pretrain__in_chunks_is_still_simclr_of_the_whole_batch(pool_dir: Path, 
     pretrain(pretrain_request(pool_dir, tmp_path / "chunks", epochs=1, chunk=4))
     losses = [json.loads((tmp_path / name / "log.jsonl").read_text().splitlines()[0])["loss"] for name in ("whole", "chunks")]
     assert losses[1] == pytest.approx(losses[0], rel=0.15), "batches of four would lie near ln 7 and not ln 15"
+
+
+def test_pretrain__out_of_memory_names_the_batch_and_what_helps(
+    pool_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3.2 GiB")
+
+    monkeypatch.setattr(Run, "apply", full)
+    with pytest.raises(TrainingError, match=r"out of memory with --batch 8; lower it, give --chunk .*--imgsz"):
+        pretrain(pretrain_request(pool_dir, tmp_path / "run"))
+    assert not (tmp_path / "run" / "backbone.pt").exists()
+
+
+def test_memory_told__only_memory() -> None:
+    with pytest.raises(TrainingError, match="--batch 4; do this"), memory_told(4, "do this"):
+        torch.empty(2**60, dtype=torch.uint8)  # what the CPU's allocator says
+    with pytest.raises(RuntimeError, match="something else"), memory_told(4, "do this"):
+        raise RuntimeError("something else")
 
 
 class Killed(Exception):  # noqa: N818  no error: the test's own end of a process
