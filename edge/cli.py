@@ -138,7 +138,7 @@ def pretrain(
     upright: Annotated[bool, typer.Option("--upright", help="Scenes have an up and a down: no vertical flips.")] = False,
     workers: Annotated[int, typer.Option(min=0, max=256, help="Processes that make views.")] = 0,
     precision: Annotated[
-        Literal["32-true", "bf16-mixed", "16-mixed"], typer.Option(help="Of the arithmetic; mixed ones are for GPUs.")
+        Literal["32-true", "bf16-mixed"], typer.Option(help="Of the arithmetic; the mixed one is for GPUs.")
     ] = "32-true",
     seed: Seed = 0,
     resume: Resume = False,

@@ -112,9 +112,9 @@ def finetune(request: FinetuneRequest) -> Finetuned:
     injected = _inject_all(detector, request)
     detector.to(memory_format=torch.channels_last)
     frozen = _freeze(detector, request)
-    ema = weight_average(detector)
     optimizer = adamw([detector], request.lr, _WEIGHT_DECAY)
     loaders = _Loaders(dataset, request)
+    ema = weight_average(detector, request.epochs * len(loaders.mosaic) if request.pool else 0)
     teacher = _pool_teacher(request, dataset, ema, request.epochs * len(loaders.mosaic))
     stateful = {"detector": detector, "ema": ema.ema, **({"thresholds": teacher.thresholds} if teacher else {})}
     run = Run(request.out, stateful, optimizer, Budget(request.epochs, request.lr), request.seed)

@@ -16,16 +16,20 @@ import torch
 from numpy.typing import NDArray
 
 from calibration.labels import LabeledImage
+from edge.errors import TrainingError
+from edge.large_batch import statistics_kept
 from edge.methods.views import to_tensor
-from edge.pseudo_labels import ClassThresholds, believed, painted_over
+from edge.pseudo_labels import DOUBT, ClassThresholds, believed, painted_over
 from edge.snapshot import Snapshot
 from edge.torch_detector import torch_detector
 from runtime.detections import Detections
+from runtime.errors import PoolError
 from runtime.preprocess import Preprocess
 
 if TYPE_CHECKING:
     from ultralytics.nn.tasks import DetectionModel
 
+_DAMAGED_SHARE = 0.05
 _RAMP = 0.1  # of all steps: the weight of the frames grows that long after the burn-in
 _STREAM = 7  # keeps our random numbers apart from those of order and augmentation
 
@@ -58,6 +62,7 @@ class PoolTeacher:
         thresholds: what is believed, by class; part of the run's state.
         boxes: believed so far, for the log.
         frames: looked at so far.
+        damaged: names of frames that could not be read.
     """
 
     def __init__(
@@ -70,6 +75,7 @@ class PoolTeacher:
         counts = np.bincount(np.concatenate([item.class_id for item in labels]), minlength=classes)
         self.thresholds = ClassThresholds(counts / len(labels))
         self.boxes = self.frames = 0
+        self.damaged: dict[str, None] = {}
         self._strong = albumentations.Compose(
             [
                 albumentations.ColorJitter((0.6, 1.4), (0.6, 1.4), (0.6, 1.4), (-0.1, 0.1), p=0.8),
@@ -88,7 +94,8 @@ class PoolTeacher:
         if not any(len(each) for each in targets):
             return None
         batch = as_batch(images, targets)
-        loss, _ = student({**batch, "img": batch["img"].contiguous(memory_format=torch.channels_last)})
+        with statistics_kept(student):  # what is deployed must not be used to holes and grey patches
+            loss, _ = student({**batch, "img": batch["img"].contiguous(memory_format=torch.channels_last)})
         weighted: torch.Tensor = self._spec.weight * min(1.0, (step - begin + 1) / ramp) * loss.sum() / len(images)
         return weighted
 
@@ -97,17 +104,30 @@ class PoolTeacher:
         rng = np.random.default_rng((self._spec.seed, _STREAM, step, place))
         number = step * self._spec.batch + place
         order = np.random.default_rng((self._spec.seed, _STREAM, number // len(self._frames))).permutation(len(self._frames))
-        image = self._frames.read(int(order[number % len(self._frames)]))
+        image = self._whole(order, number)
         canvas = self._preprocess.buffer()
         self._preprocess.letterbox(image, canvas[0])
         weak = np.ascontiguousarray(canvas[0][:, ::-1]) if rng.random() < 0.5 else canvas[0]
         found = self._detect(weak)
-        self.thresholds.update([found.above(0.05)])
+        self.thresholds.update([found.above(DOUBT)])
         sure, unsure = believed(found, self.thresholds)
         self.frames, self.boxes = self.frames + 1, self.boxes + len(sure)
         self._strong.set_random_seed(int(rng.integers(2**31)))
         shown: NDArray[np.uint8] = painted_over(weak, unsure, sure)[..., ::-1]
         return to_tensor(self._strong(image=np.ascontiguousarray(shown))["image"]), sure
+
+    def _whole(self, order: NDArray[np.int64], number: int) -> NDArray[np.uint8]:
+        """The frame whose turn it is, or the next one that is not damaged."""
+        for later in range(1 + int(_DAMAGED_SHARE * len(self._frames))):
+            position = int(order[(number + later) % len(self._frames)])
+            try:
+                return self._frames.read(position)
+            except PoolError:
+                self.damaged[self._frames.name(position)] = None
+        raise TrainingError(
+            f"more than {len(self.damaged) - 1} frames in a row are damaged, first {next(iter(self.damaged))}; find and remove "
+            "them with: edge pool check POOL --repair, and start a new run"
+        )
 
 
 def as_batch(images: Sequence[torch.Tensor], targets: Sequence[Detections]) -> dict[str, torch.Tensor]:

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any, cast
 from converters.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from edge.errors import TrainingError
 from edge.methods import METHODS, Settings, build_method
-from edge.processes import Precision, is_first, launched_fabric, several
+from edge.processes import Precision, is_first, launched_fabric, several, world_size
 from edge.snapshot import Snapshot
 from edge.training import Budget, Run, adamw, check_run_folder, memory_told, seed_everything, with_training
 from edge.yolo import Part, build_detector, inject, part_keys
 from runtime.files import sha256_of_file
+from runtime.preprocess import STRIDE
 from runtime.progress import Progress
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ RESULT: dict[Part, str] = {"backbone": "backbone.pt", "neck": "neck.pt"}
 _WEIGHT_DECAY = 1e-4
 _FEWEST = 2  # frames: every contrastive batch needs another image to repel
 _SAVE_EVERY_S = 120.0
+_IN_CHUNKS = ("simclr", "vicreg", "mae", "rotation", "jigsaw", "distill")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +98,14 @@ def pretrain(request: PretrainRequest) -> Path:
     from edge.trunk import Trunk
     from edge.view_loader import LoaderSpec, ViewLoader
 
+    if request.imgsz % STRIDE:
+        raise TrainingError(
+            f"--imgsz must be a multiple of {STRIDE}, but got {request.imgsz}; try {-(-request.imgsz // STRIDE) * STRIDE}"
+        )
+    if request.chunk and request.method not in _IN_CHUNKS:
+        raise TrainingError(
+            f"--chunk is for {', '.join(_IN_CHUNKS)}: the loss of {request.method} needs its whole batch at once"
+        )
     if request.chunk and several():
         raise TrainingError("--chunk is for one process; under torchrun the processes share the batch already")
     if request.method not in METHODS:
@@ -209,8 +219,6 @@ class _Epoch:
         return figures | self._spread(views)
 
     def _step(self, views: tuple[torch.Tensor, ...]) -> float:
-        import torch
-
         from edge.large_batch import cached_backward
 
         chunk, run = self._request.chunk, self._run
@@ -223,10 +231,11 @@ class _Epoch:
             return float(cast("torch.Tensor", self._fabric.all_reduce(loss.detach())))
         run.zero_grad()
         if hasattr(self._method, "embed"):
-            loss = cached_backward(self._method, self._method, views, chunk, self._fabric.backward)
+            with self._fabric.autocast():
+                loss = cached_backward(self._method, self._method, views, chunk, self._fabric.backward)
         else:  # a loss of each image: chunks add up to the batch
             parts = list(zip(*(torch.split(view, chunk) for view in views), strict=True))
-            loss = torch.zeros(())
+            loss = views[0].new_zeros(())
             for part in parts:
                 share = self._wrapped(*part) * (len(part[0]) / len(views[0]))
                 run.refuse(share)
@@ -258,7 +267,9 @@ def _fingerprint(request: PretrainRequest, frames: Snapshot | ShardSet) -> dict[
         "model": request.model, "frames": frames.digest, "init": _digest(request.init), "imgsz": request.imgsz,
         "batch": request.batch, "method": request.method, "part": request.part, "teacher": _digest(request.teacher),
         "upright": request.upright, "chunk": request.chunk,
-        "readers": request.workers if request.shards else 0,  # which frames share a batch depends on it
+        # Which frames share a batch of shards depends on who reads them.
+        "readers": f"{request.workers} × {world_size()}" if request.shards else "",
+        "precision": request.precision,
     }  # fmt: skip
 
 

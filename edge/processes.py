@@ -10,7 +10,7 @@ from runtime.errors import MissingPackageError
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
+Precision = Literal["32-true", "bf16-mixed"]
 
 
 def launched_fabric(precision: Precision = "32-true") -> Fabric:
@@ -25,7 +25,10 @@ def launched_fabric(precision: Precision = "32-true") -> Fabric:
         raise MissingPackageError("lightning-fabric", "train") from error
     local, world = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), int(os.environ.get("WORLD_SIZE", "1"))
     fabric = Fabric(
-        strategy="ddp" if world > 1 else "auto", devices=local, num_nodes=max(1, world // local), precision=precision
+        strategy="ddp_find_unused_parameters_true" if world > 1 else "auto",
+        devices=local,
+        num_nodes=max(1, world // local),
+        precision=precision,
     )
     fabric.launch()
     return fabric
@@ -36,6 +39,11 @@ def is_first() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
+def world_size() -> int:
+    """Processes that train one model."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def several() -> bool:
-    """Whether several processes train one model."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+    """Whether there are more than one."""
+    return world_size() > 1

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from runtime.detections import Detections
 
 LOWEST, HIGHEST = 0.35, 0.9
-_DOUBT = 0.1  # below it a detection is background
+DOUBT = 0.1  # below it a detection is background
 _MEMORY = 400  # frames that thresholds rest on
 _FEWEST = 20
 
@@ -36,7 +36,7 @@ class ClassThresholds:
         self.values = np.full(len(boxes_per_frame), (LOWEST + HIGHEST) / 2)
 
     def update(self, found: Sequence[Detections]) -> None:
-        """Takes in the teacher's detections of some frames, down to `_DOUBT`."""
+        """Takes in the teacher's detections of some frames, down to `DOUBT`."""
         self._seen.extend(found)
         if len(self._seen) < _FEWEST:
             return
@@ -71,7 +71,7 @@ class ClassThresholds:
 def believed(found: Detections, thresholds: ClassThresholds) -> tuple[Detections, Detections]:
     """Splits a frame's detections into those to learn from and those to keep out of sight; the rest is background."""
     sure = found.confidence >= thresholds.values[found.class_id]
-    unsure = ~sure & (found.confidence >= _DOUBT)
+    unsure = ~sure & (found.confidence >= DOUBT)
     return found[sure], found[unsure]
 
 

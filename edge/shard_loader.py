@@ -39,6 +39,8 @@ class ShardLoader:
         self._each = min(
             sum(shard.frames for shard in shards.index.shards[rank :: spec.world]) // self._batch for rank in range(spec.world)
         )
+        if self.steps < 1:
+            raise TrainingError(f"{len(shards)} frames in shards give no batch of {spec.batch}; lower --batch or --workers")
 
     @property
     def _batch(self) -> int:
@@ -47,7 +49,7 @@ class ShardLoader:
     @property
     def steps(self) -> int:
         """Batches in an epoch; a little less than all frames, since every reader leaves a rest."""
-        return max(1, self._each - max(1, self._spec.workers))
+        return self._each - max(1, self._spec.workers)
 
     def epoch(self, number: int, first_step: int = 0) -> Iterator[tuple[torch.Tensor, ...]]:
         """The batches of an epoch from one on.
@@ -97,6 +99,8 @@ class _ShardViews(torch.utils.data.IterableDataset[tuple[tuple[torch.Tensor, ...
                 made.append(self._views(image, np.random.default_rng((spec.seed, self._epoch, spec.rank, worker, position))))
             except SourceError:
                 damaged.append(name)
+                if made:  # the place is filled, or readers would have unequal numbers of batches
+                    made.append(made[-1])
             if len(made) == batch:
                 yield tuple(torch.stack(side) for side in zip(*made, strict=True)), damaged
                 made, damaged = [], []

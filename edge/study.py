@@ -23,8 +23,10 @@ are not held out, without their labels. A run that is there is not repeated; one
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +47,8 @@ from runtime.pool import Pool
 from runtime.pool_import import add_image_file
 
 RESULTS = "results.jsonl"
+_NO_QUOTA = 2**50  # bytes
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_+.-]{0,63}$")]  # of folders
 Fraction = Annotated[float, Field(gt=0, le=1)]
 
 
@@ -109,16 +113,18 @@ class StudyPlan(_Strict):
     finetune: FinetunePlan = Field(default_factory=FinetunePlan)
     fractions: list[Fraction] = Field(min_length=1)
     seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
-    sets: dict[str, SetPlan] = Field(min_length=1)
-    arms: dict[str, Arm] = Field(min_length=1)
+    sets: dict[Name, SetPlan] = Field(min_length=1)
+    arms: dict[Name, Arm] = Field(min_length=1)
 
     @model_validator(mode="after")
     def _has_weights(self) -> StudyPlan:
         if self.weights is None and any(arm.start == "coco" for arm in self.arms.values()):
             raise ValueError("an arm starts from coco, but `weights` names no checkpoint")
-        for arm in self.arms.values():
+        for name, arm in self.arms.items():
             if isinstance(arm.ssl, dict):
                 self.pretrain_of(arm)
+            if arm.ssl and arm.weights:
+                raise ValueError(f"arm {name} has both `ssl` and `weights`; it can have one")
         return self
 
     def pretrain_of(self, arm: Arm) -> PretrainPlan:
@@ -199,23 +205,31 @@ def same_plan(plan: StudyPlan, out: Path) -> None:
     fixed = plan.model_dump(exclude={"sets", "arms", "fractions", "seeds"})
     if path.is_file():
         before = json.loads(path.read_text(encoding="utf-8"))
-        if changed := sorted(key for key in fixed if before.get(key) != fixed[key]):
-            raise TrainingError(f"{out} holds a study with other {', '.join(changed)}; choose another --out")
-    write_atomically(path, json.dumps(plan.model_dump(), indent=2).encode())
+        changed = [key for key in fixed if before.get(key) != fixed[key]]
+        for kind, now in (("sets", plan.sets), ("arms", plan.arms)):
+            known = before.get(kind, {})
+            changed += [f"{kind}.{name}" for name, each in now.items() if name in known and known[name] != each.model_dump()]
+        if changed:
+            raise TrainingError(f"{out} holds a study with other {', '.join(sorted(changed))}; choose another --out or name")
+        kept = {kind: {**before.get(kind, {}), **plan.model_dump()[kind]} for kind in ("sets", "arms")}
+    else:
+        kept = {}
+    write_atomically(path, json.dumps({**plan.model_dump(), **kept}, indent=2).encode())
 
 
 def _run(plan: StudyPlan, cell: Cell, out: Path) -> dict[str, Any]:
     arm, spec = plan.arms[cell.arm], plan.sets[cell.set]
     home = out / cell.set / f"seed{cell.seed}"
-    everything = load_dataset(_split(spec, home / "all", 0, cell.seed))
+    everything = load_dataset(_split(spec, home / "_all", 0, cell.seed))
     labels = max(2, round(cell.fraction * len(everything.train)))
-    data = _split(spec, home / f"labels-{cell.fraction:g}", labels, cell.seed)
-    pool = _pool(home / "pool", [item.path for item in everything.train])
+    data = _split(spec, home / f"_labels-{cell.fraction:g}", labels, cell.seed)
+    pool = _pool(home / "_pool", [item.path for item in everything.train])
     init = _init(plan, arm, cell, home, pool)
     steps_per_epoch = max(
         1, -(-labels // plan.finetune.batch) if labels <= plan.finetune.batch else labels // plan.finetune.batch
     )
     run = out / cell.name / "run"
+    began_s = time.monotonic()
     done = finetune(
         FinetuneRequest(
             data, run, plan.model, init, plan.imgsz, plan.finetune.batch, max(1, round(plan.finetune.steps / steps_per_epoch)),
@@ -226,7 +240,15 @@ def _run(plan: StudyPlan, cell: Cell, out: Path) -> dict[str, Any]:
     assert done.accuracy is not None, "a split has held-out images"
     (run / LAST).unlink(missing_ok=True)  # optimizer state of many runs would fill the disk
     found = done.accuracy.as_dict()
-    return {"set": cell.set, "arm": cell.arm, "fraction": cell.fraction, "seed": cell.seed, "labels": labels, **found}
+    return {
+        "set": cell.set,
+        "arm": cell.arm,
+        "fraction": cell.fraction,
+        "seed": cell.seed,
+        "labels": labels,
+        "seconds": round(time.monotonic() - began_s, 1),
+        **found,
+    }
 
 
 def _split(spec: SetPlan, out: Path, labels: int, seed: int) -> Path:
@@ -238,7 +260,7 @@ def _pool(path: Path, images: list[Path]) -> Path:
     """The images without their labels, made once."""
     done = path.with_suffix(".done")
     if not done.is_file():
-        with Pool.create(path) as pool:
+        with Pool.create(path, quota_bytes=_NO_QUOTA, evict=False) as pool:
             for number, image in enumerate(images):
                 add_image_file(pool, image, "study", float(number))
         done.touch()
@@ -253,7 +275,8 @@ def _init(plan: StudyPlan, arm: Arm, cell: Cell, home: Path, pool: Path) -> tupl
     if not arm.ssl:
         return start
     chosen = plan.pretrain_of(arm)
-    run = home / f"ssl-{arm.start}-{chosen.method}-{chosen.part}-{chosen.imgsz}-{chosen.epochs}-{chosen.lr:g}"
+    digest = hashlib.sha256(chosen.model_dump_json().encode()).hexdigest()[:8]
+    run = home / f"_ssl-{arm.start}-{chosen.method}-{chosen.part}-{digest}"
     result = run / RESULT[chosen.part]
     if not result.is_file():
         request = PretrainRequest(

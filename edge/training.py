@@ -120,17 +120,17 @@ class Run:
         loss.backward()  # type: ignore[no-untyped-call]
         self.apply()
 
-    def refuse(self, loss: torch.Tensor) -> None:
-        """Stops before a loss that is no number reaches the weights; `last.pt` stays as it is.
+    def refuse(self, loss: torch.Tensor, what: str = "loss") -> None:
+        """Stops before a loss, or a gradient, that is no number reaches the weights; `last.pt` stays as it is.
 
         Raises:
-            TrainingError: the loss is not finite.
+            TrainingError: it is not finite.
         """
         import torch
 
         if not torch.isfinite(loss):
             raise TrainingError(
-                f"the loss became {loss.item()} in epoch {self.epoch + 1}; {self.out / LAST} holds the weights before it: "
+                f"the {what} became {loss.item()} in epoch {self.epoch + 1}; {self.out / LAST} holds the weights before it: "
                 "lower --lr and start again, with --init if they are worth keeping"
             )
 
@@ -143,7 +143,8 @@ class Run:
         import torch
 
         parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
-        torch.nn.utils.clip_grad_norm_(parameters, _GRADIENT_NORM)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, _GRADIENT_NORM)
+        self.refuse(norm, "gradient")
         self._optimizer.step()
         if self._scheduler is not None:
             self._scheduler.step()

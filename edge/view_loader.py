@@ -112,6 +112,9 @@ class _FrameViews(torch.utils.data.Dataset[_Item]):
 
 def _stacked(items: list[_Item]) -> _Batch:
     whole = [item for item in items if not isinstance(item, str)]
+    if not whole:
+        raise TrainingError(f"a whole batch of frames is damaged, first {items[0]}; try: edge pool check POOL --repair")
+    whole = [whole[place % len(whole)] for place in range(len(items))]  # processes that train together need equal batches
     views = tuple(torch.stack(side) for side in zip(*whole, strict=True))
     return tuple(laid_out(view) for view in views), [item for item in items if isinstance(item, str)]
 

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 # What self-supervision trains: the backbone, or backbone and neck (all but the head).
 Part = Literal["backbone", "neck"]
 PARTS: tuple[Part, ...] = ("backbone", "neck")
+
+
+_AVERAGED_SHARE = 0.1  # of a run's steps: what a teacher remembers
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,13 +168,18 @@ class WeightAverage(Protocol):
         ...
 
 
-def weight_average(detector: DetectionModel) -> WeightAverage:
-    """An average that starts at the detector's weights."""
+def weight_average(detector: DetectionModel, steps: int = 0) -> WeightAverage:
+    """An average that starts at the detector's weights, over about a tenth of a run of so many steps.
+
+    With 0 steps as Ultralytics has it, for runs of hundreds of thousands: in a short one it is nearly the weights themselves.
+    """
     import_ultralytics()
     from ultralytics.utils.torch_utils import ModelEMA
 
-    average: WeightAverage = ModelEMA(detector)
-    return average
+    if not steps:
+        return cast("WeightAverage", ModelEMA(detector))
+    decay = min(0.9999, max(0.0, 1 - 1 / (_AVERAGED_SHARE * steps)))
+    return cast("WeightAverage", ModelEMA(detector, decay=decay, tau=max(1.0, steps / 20)))
 
 
 @dataclass(frozen=True, slots=True)

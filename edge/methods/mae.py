@@ -13,6 +13,7 @@ from functools import partial
 
 import torch
 
+from edge.large_batch import statistics_kept
 from edge.methods import Settings
 from edge.methods.views import TwoViews, ViewSpec
 from edge.trunk import Trunk
@@ -34,7 +35,7 @@ class MaskedModelling(torch.nn.Module):
             ViewSpec(settings.imgsz // STRIDE * STRIDE, jitter=_LIGHT, grey=0, blur=0, upright=settings.upright)
         )
         self._layers = maskable(trunk)
-        with torch.no_grad():
+        with torch.no_grad(), statistics_kept(trunk):
             maps = self._maps(torch.zeros(1, 3, 2 * STRIDE, 2 * STRIDE), torch.ones(1, 1, 2, 2, dtype=torch.bool))
         self.tokens = torch.nn.ParameterList(torch.zeros(1, found.shape[1], 1, 1) for found in maps)
         self.lateral = torch.nn.ModuleList(torch.nn.Conv2d(found.shape[1], _WIDTH, 1) for found in maps)

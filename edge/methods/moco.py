@@ -16,6 +16,7 @@ from lightly.models.utils import deactivate_requires_grad, update_momentum
 
 from edge.methods import Settings
 from edge.methods.views import TwoViews, ViewSpec
+from edge.processes import several
 from edge.trunk import Trunk, pooled
 
 TEMPERATURE = 0.2
@@ -35,15 +36,19 @@ class MoCo(torch.nn.Module):
         self.keys_trunk, self.keys_head = copy.deepcopy(trunk), copy.deepcopy(self.head)
         for module in (self.keys_trunk, self.keys_head):
             deactivate_requires_grad(module)
-        queue = max(settings.batch, round(_QUEUE_SHARE * settings.images) // settings.batch * settings.batch)
-        self.criterion = NTXentLoss(temperature=TEMPERATURE, memory_bank_size=(queue, _PROJECTION[1]))
+        step = 2 * settings.batch  # keys of both views
+        queue = max(step, round(2 * _QUEUE_SHARE * settings.images) // step * step)
+        self.criterion = NTXentLoss(
+            temperature=TEMPERATURE, memory_bank_size=(queue, _PROJECTION[1]), gather_distributed=several()
+        )
 
     def forward(self, first: torch.Tensor, second: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
         """InfoNCE of queries against the keys of the other views and of the queue, both ways (MoCo v3's symmetry)."""
         queries = self.head(pooled(self.trunk(torch.cat([first, second])))).chunk(2)
         with torch.no_grad():
             keys = self.keys_head(pooled(self.keys_trunk(torch.cat([first, second])))).chunk(2)
-        loss: torch.Tensor = (self.criterion(queries[0], keys[1]) + self.criterion(queries[1], keys[0])) / 2
+        # One call for both ways: the queue takes the keys in afterwards, so that no image's own key repels it.
+        loss: torch.Tensor = self.criterion(torch.cat(queries), torch.cat([keys[1], keys[0]]))
         return loss
 
     def after_step(self, step: int) -> None:

@@ -29,8 +29,12 @@ class VICReg(torch.nn.Module):
 
     def forward(self, first: torch.Tensor, second: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
         """Equation 6 of the paper with its weights 25, 25 and 1."""
-        loss: torch.Tensor = self.criterion(*self.head(pooled(self.trunk(torch.cat([first, second])))).chunk(2))
+        loss: torch.Tensor = self.criterion(*self.embed(first, second))
         return loss
+
+    def embed(self, first: torch.Tensor, second: torch.Tensor, *_: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Expanded features (b, d) of both views."""
+        return self.head(pooled(self.trunk(torch.cat([first, second])))).chunk(2)  # type: ignore[no-any-return]
 
     def after_step(self, step: int) -> None:
         """Nothing moves by itself."""
