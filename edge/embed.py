@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from converters.checkpoint import load_checkpoint
-from edge.errors import TrainingError
-from edge.yolo import Part, build_detector, inject
+from edge.features import checked_preprocess, features, frozen_trunk, letterboxed, unit_vectors
+from edge.yolo import Part
 from runtime.errors import PoolError
 from runtime.images import decode_image
 from runtime.pool import Pool
-from runtime.preprocess import STRIDE, Preprocess
 from runtime.progress import Progress
 
-if TYPE_CHECKING:
-    from edge.trunk import Trunk
-
-_BATCH = 16
+_FEWEST_NEIGHBOURS = 5  # frames; fewer have no neighbourhoods
 _THUMB = 64  # pixels
 _QUALITY = 70
 
@@ -77,17 +70,8 @@ def embed(request: EmbedRequest) -> Embedded:
         TrainingError: an impossible size.
         CheckpointError: weights of another architecture.
     """
-    from edge.trunk import Trunk
-
-    if request.imgsz % STRIDE:
-        raise TrainingError(f"--imgsz must be a multiple of {STRIDE}, but got {request.imgsz}")
-    trunks: dict[str, Trunk] = {}
-    for title, paths in request.weights.items():
-        detector = build_detector(request.model, ["object"], request.seed)
-        for path in paths:
-            inject(detector, load_checkpoint(path), request.model)
-        trunks[title] = Trunk(detector, request.model, request.part).eval()
-    preprocess = Preprocess((request.imgsz, request.imgsz))
+    preprocess = checked_preprocess(request.imgsz)
+    trunks = {title: frozen_trunk(request.model, request.part, paths, request.seed) for title, paths in request.weights.items()}
     names, cameras, thumbnails, canvases = [], [], [], []
     with Pool.open(request.pool) as pool:
         entries = sorted(pool.entries(with_embeddings=False), key=lambda entry: entry.captured_wall_s)
@@ -97,14 +81,12 @@ def embed(request: EmbedRequest) -> Embedded:
         with Progress("embed", len(chosen) * (1 + len(trunks))) as progress:
             for index in chosen:
                 image = decode_image(pool.read_jpeg(entries[index]), entries[index].sha256)
-                canvas = preprocess.buffer()
-                preprocess.letterbox(image, canvas[0])
-                canvases.append(canvas[0])
+                canvases.append(letterboxed(image, preprocess))
                 names.append(f"{entries[index].sha256[:12]}.jpg")
                 cameras.append(entries[index].camera)
                 thumbnails.append(_thumbnail(image))
                 progress.advance("")
-            vectors = {title: _vectors(trunk, canvases, progress) for title, trunk in trunks.items()}
+            vectors = {title: unit_vectors(features(trunk, canvases, progress)) for title, trunk in trunks.items()}
     return Embedded(names, cameras, thumbnails, vectors)
 
 
@@ -122,25 +104,12 @@ def neighbour_plane(vectors: NDArray[np.float32], seed: int) -> NDArray[np.float
     """Neighbours near each other (t-SNE, van der Maaten and Hinton 2008), float32 (n, 2), scaled into -1 to 1."""
     from sklearn.manifold import TSNE
 
+    if len(vectors) < _FEWEST_NEIGHBOURS:
+        return principal_plane(vectors)
     few = max(2.0, min(30.0, (len(vectors) - 1) / 3))
     plane = TSNE(perplexity=few, init="pca", random_state=seed).fit_transform(vectors)
     plane -= plane.mean(0)
     return np.asarray(plane / max(1e-9, float(np.abs(plane).max())), np.float32)
-
-
-def _vectors(trunk: Trunk, canvases: Sequence[NDArray[np.uint8]], progress: Progress) -> NDArray[np.float32]:
-    import torch
-
-    from edge.trunk import pooled
-
-    found = []
-    with torch.inference_mode():
-        for start in range(0, len(canvases), _BATCH):
-            rgb = np.ascontiguousarray(np.stack(canvases[start : start + _BATCH])[..., ::-1].transpose(0, 3, 1, 2))
-            vectors = pooled(trunk(torch.from_numpy(rgb).float() / 255))
-            found.append(torch.nn.functional.normalize(vectors, dim=1).numpy())
-            progress.advance("", len(rgb))
-    return np.concatenate(found)
 
 
 def _thumbnail(image: NDArray[np.uint8]) -> str:

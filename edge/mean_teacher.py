@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import albumentations
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -18,9 +17,9 @@ from numpy.typing import NDArray
 from calibration.labels import LabeledImage
 from edge.errors import TrainingError
 from edge.large_batch import statistics_kept
-from edge.methods.views import to_tensor
+from edge.methods.views import import_albumentations, to_tensor
 from edge.pseudo_labels import DOUBT, ClassThresholds, believed, painted_over
-from edge.snapshot import Snapshot
+from edge.snapshot import MOST_DAMAGED, Snapshot
 from edge.torch_detector import torch_detector
 from runtime.detections import Detections
 from runtime.errors import PoolError
@@ -29,7 +28,6 @@ from runtime.preprocess import Preprocess
 if TYPE_CHECKING:
     from ultralytics.nn.tasks import DetectionModel
 
-_DAMAGED_SHARE = 0.05
 _RAMP = 0.1  # of all steps: the weight of the frames grows that long after the burn-in
 _STREAM = 7  # keeps our random numbers apart from those of order and augmentation
 
@@ -76,6 +74,7 @@ class PoolTeacher:
         self.thresholds = ClassThresholds(counts / len(labels))
         self.boxes = self.frames = 0
         self.damaged: dict[str, None] = {}
+        albumentations = import_albumentations()
         self._strong = albumentations.Compose(
             [
                 albumentations.ColorJitter((0.6, 1.4), (0.6, 1.4), (0.6, 1.4), (-0.1, 0.1), p=0.8),
@@ -118,7 +117,7 @@ class PoolTeacher:
 
     def _whole(self, order: NDArray[np.int64], number: int) -> NDArray[np.uint8]:
         """The frame whose turn it is, or the next one that is not damaged."""
-        for later in range(1 + int(_DAMAGED_SHARE * len(self._frames))):
+        for later in range(1 + int(MOST_DAMAGED * len(self._frames))):
             position = int(order[(number + later) % len(self._frames)])
             try:
                 return self._frames.read(position)

@@ -83,6 +83,15 @@ class PretrainRequest:
     save_every_s: float = _SAVE_EVERY_S
 
 
+@dataclass(frozen=True, slots=True)
+class _Trained:
+    """A method, what runs it (in all processes), and the fabric of both."""
+
+    method: Any
+    wrapped: Any
+    fabric: Fabric
+
+
 def pretrain(request: PretrainRequest) -> Path:
     """Trains and writes `out/backbone.pt` (or `neck.pt`); returns its path. Under `torchrun` all processes share each batch.
 
@@ -91,25 +100,7 @@ def pretrain(request: PretrainRequest) -> Path:
         TrainingError: nothing to resume, a folder in use, a loss that is not finite, features that collapsed, or too many
             damaged frames.
     """
-    import torch
-
-    from edge.shard_loader import ShardLoader
-    from edge.shards import ShardSet
-    from edge.trunk import Trunk
-    from edge.view_loader import LoaderSpec, ViewLoader
-
-    if request.imgsz % STRIDE:
-        raise TrainingError(
-            f"--imgsz must be a multiple of {STRIDE}, but got {request.imgsz}; try {-(-request.imgsz // STRIDE) * STRIDE}"
-        )
-    if request.chunk and request.method not in _IN_CHUNKS:
-        raise TrainingError(
-            f"--chunk is for {', '.join(_IN_CHUNKS)}: the loss of {request.method} needs its whole batch at once"
-        )
-    if request.chunk and several():
-        raise TrainingError("--chunk is for one process; under torchrun the processes share the batch already")
-    if request.method not in METHODS:
-        raise TrainingError(f"unknown method {request.method!r}; the methods are {', '.join(METHODS)}")
+    check(request)
     check_run_folder(request.out, resume=request.resume)  # before anything is linked into it
     path = request.out / RESULT[request.part]
     if request.resume and path.is_file():
@@ -118,22 +109,8 @@ def pretrain(request: PretrainRequest) -> Path:
     fabric = launched_fabric(request.precision)
     detector = build_detector(request.model, ["object"], request.seed)
     _start_from(detector, request)
-    trunk = Trunk(detector, request.model, request.part)
     frames = _frames(request, fabric)
-    batch = min(request.batch, len(frames)) // fabric.world_size * fabric.world_size
-    if not batch:
-        raise TrainingError(f"{len(frames)} frames are fewer than {fabric.world_size} processes; start fewer")
-    seed_everything(request.seed, 0)  # of the method's own layers
-    settings = Settings(
-        request.imgsz, batch, len(frames), request.epochs * (len(frames) // batch), request.upright, request.teacher
-    )
-    method: Any = build_method(request.method, trunk, settings).to(memory_format=torch.channels_last)
-    spec = LoaderSpec(batch, request.seed, request.workers, fabric.global_rank, fabric.world_size)
-    loader = ShardLoader(frames, method.views, spec) if isinstance(frames, ShardSet) else ViewLoader(frames, method.views, spec)
-    steps = loader.steps
-    wrapped, optimizer = fabric.setup(method, adamw([method], request.lr, _WEIGHT_DECAY))
-    run = Run(request.out, {"method": method}, optimizer, Budget(request.epochs, request.lr), request.seed)
-    run.start(_fingerprint(request, frames), resume=request.resume)
+    trained, loader, run = _prepared(request, detector, frames, fabric)
     lineage = _lineage(request, frames)
 
     def checkpoint() -> Checkpoint:
@@ -142,11 +119,10 @@ def pretrain(request: PretrainRequest) -> Path:
         return Checkpoint(request.model, (), kept, request.imgsz, request.part, lineage)
 
     remedies = "lower it, give --chunk (the same loss in less memory), or lower --imgsz"
-    left = (request.epochs - run.epoch) * steps - run.step_in_epoch
-    with memory_told(batch, remedies), Progress("pretrain", left) as progress:
-        for _ in run.epochs(steps):
-            epoch = _Epoch(run, _Trained(method, wrapped, fabric), loader, request)
-            figures = epoch.train(checkpoint, progress)
+    left = (request.epochs - run.epoch) * loader.steps - run.step_in_epoch
+    with memory_told(request.batch, remedies), Progress("pretrain", left) as progress:
+        for _ in run.epochs(loader.steps):
+            figures = _Epoch(run, trained, loader, request).train(checkpoint, progress)
             run.finish_epoch(checkpoint(), figures)
     for name in loader.damaged:
         sys.stderr.write(f"left out, damaged: {name}\n")
@@ -156,6 +132,56 @@ def pretrain(request: PretrainRequest) -> Path:
         if isinstance(frames, Snapshot):
             frames.remove()
     return path
+
+
+def check(request: PretrainRequest) -> None:
+    """Whether the settings go together.
+
+    Raises:
+        TrainingError: they do not.
+    """
+    if request.imgsz % STRIDE:
+        raise TrainingError(
+            f"--imgsz must be a multiple of {STRIDE}, but got {request.imgsz}; try {-(-request.imgsz // STRIDE) * STRIDE}"
+        )
+    if request.method not in METHODS:
+        raise TrainingError(f"unknown method {request.method!r}; the methods are {', '.join(METHODS)}")
+    if request.chunk and request.method not in _IN_CHUNKS:
+        raise TrainingError(
+            f"--chunk is for {', '.join(_IN_CHUNKS)}: the loss of {request.method} needs its whole batch at once"
+        )
+    if request.chunk and several():
+        raise TrainingError("--chunk is for one process; under torchrun the processes share the batch already")
+
+
+def _prepared(
+    request: PretrainRequest, detector: torch.nn.Module, frames: Snapshot | ShardSet, fabric: Fabric
+) -> tuple[_Trained, ViewLoader | ShardLoader, Run]:
+    """The method around its part of the detector, what feeds it, and the run that it is, begun or resumed."""
+    import torch
+
+    from edge.shard_loader import ShardLoader
+    from edge.trunk import Trunk
+    from edge.view_loader import LoaderSpec, ViewLoader
+
+    batch = min(request.batch, len(frames)) // fabric.world_size * fabric.world_size
+    if not batch:
+        raise TrainingError(f"{len(frames)} frames are fewer than {fabric.world_size} processes; start fewer")
+    seed_everything(request.seed, 0)  # of the method's own layers
+    trunk = Trunk(detector, request.model, request.part)
+    steps = request.epochs * (len(frames) // batch)
+    settings = Settings(request.imgsz, batch, len(frames), steps, request.upright, request.teacher)
+    method: Any = build_method(request.method, trunk, settings).to(memory_format=torch.channels_last)
+    spec = LoaderSpec(batch, request.seed, request.workers, fabric.global_rank, fabric.world_size)
+    loader: ViewLoader | ShardLoader
+    if isinstance(frames, Snapshot):
+        loader = ViewLoader(frames, method.views, spec)
+    else:
+        loader = ShardLoader(frames, method.views, spec)
+    wrapped, optimizer = fabric.setup(method, adamw([method], request.lr, _WEIGHT_DECAY))
+    run = Run(request.out, {"method": method}, optimizer, Budget(request.epochs, request.lr), request.seed)
+    run.start(_fingerprint(request, frames), resume=request.resume)
+    return _Trained(method, wrapped, fabric), loader, run
 
 
 def _frames(request: PretrainRequest, fabric: Fabric) -> Snapshot | ShardSet:
@@ -168,15 +194,6 @@ def _frames(request: PretrainRequest, fabric: Fabric) -> Snapshot | ShardSet:
         Snapshot.take(request.pool, request.out, request.until_s, _FEWEST)
     fabric.barrier()
     return Snapshot(request.out)
-
-
-@dataclass(frozen=True, slots=True)
-class _Trained:
-    """A method, what runs it (in all processes), and the fabric of both."""
-
-    method: Any
-    wrapped: Any
-    fabric: Fabric
 
 
 class _Epoch:

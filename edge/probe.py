@@ -9,27 +9,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from calibration.labels import LabeledImage, load_dataset
-from converters.checkpoint import load_checkpoint
 from edge.errors import TrainingError
-from edge.yolo import Part, build_detector, inject
+from edge.features import checked_preprocess, features, frozen_trunk, letterboxed
+from edge.yolo import Part
 from runtime.errors import MissingPackageError
 from runtime.images import read_image
-from runtime.preprocess import STRIDE, Preprocess
+from runtime.preprocess import Preprocess
 from runtime.progress import Progress
-
-if TYPE_CHECKING:
-    from edge.trunk import Trunk
 
 _NEIGHBOURS = 20
 _SURROUNDINGS = 1.3  # side of what is cut out over the box's
 _SMALLEST = 8  # pixels of a box's longer side; smaller ones show nothing
-_BATCH = 32
 _DRAWS = 1000  # of the bootstrap
 
 
@@ -85,32 +80,24 @@ def probe(request: ProbeRequest) -> dict[str, Probe]:
         TrainingError: fewer than two classes, or no boxes to ask about.
         CheckpointError: weights of another architecture.
     """
-    from edge.trunk import Trunk
-
-    if request.imgsz % STRIDE:
-        raise TrainingError(f"--imgsz must be a multiple of {STRIDE}, but got {request.imgsz}")
+    preprocess = checked_preprocess(request.imgsz)
     dataset = load_dataset(request.data)
-    crops = {name: _crops(items, request.imgsz) for name, items in (("train", dataset.train), ("val", dataset.val))}
+    crops = {name: _crops(items, preprocess) for name, items in (("train", dataset.train), ("val", dataset.val))}
     classes = {name: np.array([class_id for _, class_id in found]) for name, found in crops.items()}
     if not len(classes["val"]) or len(set(classes["train"])) < 2:
         raise TrainingError(f"{request.data} has no two classes with boxes in `train` and some in `val`; a probe needs them")
-    trunks: dict[str, Trunk] = {}
-    for name, init in (("fresh weights", ()), ("given weights", request.init)):
-        detector = build_detector(request.model, ["object"], request.seed)
-        for path in init:
-            inject(detector, load_checkpoint(path), request.model)
-        trunks[name] = Trunk(detector, request.model, request.part).eval()
+    given = {"fresh weights": (), "given weights": request.init}
+    trunks = {name: frozen_trunk(request.model, request.part, init, request.seed) for name, init in given.items()}
     found: dict[str, Probe] = {}
     with Progress("probe", len(trunks) * sum(map(len, crops.values()))) as progress:
         for name, trunk in trunks.items():
-            vectors = {side: _features(trunk, [crop for crop, _ in made], progress) for side, made in crops.items()}
+            vectors = {side: features(trunk, [crop for crop, _ in made], progress) for side, made in crops.items()}
             found[name] = _classified(vectors["train"], classes["train"], vectors["val"], classes["val"], request.seed)
     return found
 
 
-def _crops(items: Sequence[LabeledImage], side: int) -> list[tuple[NDArray[np.uint8], int]]:
+def _crops(items: Sequence[LabeledImage], preprocess: Preprocess) -> list[tuple[NDArray[np.uint8], int]]:
     """Every box large enough, letterboxed: uint8 (side, side, 3) BGR and its class."""
-    preprocess = Preprocess((side, side))
     found = []
     for item in items:
         image = read_image(item.path)
@@ -121,26 +108,8 @@ def _crops(items: Sequence[LabeledImage], side: int) -> list[tuple[NDArray[np.ui
             grow_x, grow_y = ((_SURROUNDINGS - 1) / 2 * extent for extent in (right - left, bottom - top))
             x, y = max(0, int(left - grow_x)), max(0, int(top - grow_y))
             part = image[y : int(bottom + grow_y) + 1, x : int(right + grow_x) + 1]
-            canvas = preprocess.buffer()
-            preprocess.letterbox(np.ascontiguousarray(part), canvas[0])
-            found.append((canvas[0], class_id))
+            found.append((letterboxed(np.ascontiguousarray(part), preprocess), class_id))
     return found
-
-
-def _features(trunk: Trunk, crops: Sequence[NDArray[np.uint8]], progress: Progress) -> NDArray[np.float32]:
-    """Float32 (n, d)."""
-    import torch
-
-    from edge.trunk import pooled
-
-    found = []
-    with torch.inference_mode():
-        for start in range(0, len(crops), _BATCH):
-            rgb = np.stack(crops[start : start + _BATCH])[..., ::-1].transpose(0, 3, 1, 2)
-            found.append(pooled(trunk(torch.from_numpy(np.ascontiguousarray(rgb)).float() / 255)).numpy())
-            for _ in crops[start : start + _BATCH]:
-                progress.advance("")
-    return np.concatenate(found)
 
 
 def _classified(

@@ -15,12 +15,12 @@ import torch
 from edge.errors import TrainingError
 from edge.methods import Views
 from edge.shards import Shard, ShardSet
+from edge.snapshot import MOST_DAMAGED
 from edge.view_loader import LoaderSpec, batches_of, laid_out
 from runtime.errors import SourceError
 from runtime.images import decode_image
 
 _BUFFER = 2000  # encoded pictures; some 100 MB at 640 pixels
-_DAMAGED_SHARE = 0.05
 
 
 class ShardLoader:
@@ -62,7 +62,7 @@ class ShardLoader:
         for step, item in enumerate(made, first_step):
             views, damaged = item
             self.damaged.update(dict.fromkeys(damaged))
-            if len(self.damaged) > _DAMAGED_SHARE * len(self._shards):
+            if len(self.damaged) > MOST_DAMAGED * len(self._shards):
                 raise TrainingError(
                     f"{len(self.damaged)} of {len(self._shards)} frames are damaged, first {next(iter(self.damaged))}"
                 )

@@ -20,6 +20,7 @@ from runtime.images import decode_image
 from runtime.pool import Pool
 
 FRAMES = "frames"
+MOST_DAMAGED = 0.05  # share of the frames that a run leaves out; more are no accident
 
 
 class Snapshot:

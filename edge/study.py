@@ -237,7 +237,8 @@ def _run(plan: StudyPlan, cell: Cell, out: Path) -> dict[str, Any]:
             pool_weight=plan.finetune.pool_weight, burn_in=plan.finetune.burn_in,
         )
     )  # fmt: skip
-    assert done.accuracy is not None, "a split has held-out images"
+    if done.accuracy is None:
+        raise TrainingError(f"{data} has no held-out images")
     (run / LAST).unlink(missing_ok=True)  # optimizer state of many runs would fill the disk
     found = done.accuracy.as_dict()
     return {

@@ -7,18 +7,19 @@ later figure too good; such frames are named, and taken out of the pool on reque
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeVar
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from calibration.labels import load_dataset
 from edge.errors import TrainingError
-from edge.yolo import Part, build_detector, inject
+from edge.features import checked_preprocess, features, frozen_trunk, letterboxed, unit_vectors
+from edge.leaks import leaks_of
+from edge.yolo import Part
 from runtime.errors import MissingPackageError
 from runtime.images import decode_image, read_image
 from runtime.pool import Pool
@@ -28,11 +29,8 @@ from runtime.progress import Progress
 T = TypeVar("T")
 
 _MOST = 400  # frames of each set
-_SIDE = 32  # of the pictures that near-duplicates are compared with
-_ALIKE = 0.97  # correlation of two such pictures, from which on they show the same
 _NEAR, _FAR = 0.70, 0.90  # share told apart
 _FOLDS = 5
-_BATCH = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,29 +88,32 @@ def check_transfer(request: CheckRequest, *, remove: bool = False) -> TransferCh
         PoolError, DataError, CheckpointError: what is named cannot be read.
         TrainingError: too few images to compare.
     """
-    from converters.checkpoint import load_checkpoint
-    from edge.trunk import Trunk
-
     dataset = load_dataset(request.data)
-    detector = build_detector(request.model, ["object"], 0)
-    for path in request.init:
-        inject(detector, load_checkpoint(path), request.model)
-    look = _Look(Trunk(detector, request.model, request.part).eval(), request.imgsz)
-    frames, leaks = _pool_and_leaks(request, [item.path for item in dataset.val], remove=remove)
-    labelled = [read_image(item.path) for item in _spread(dataset.train)]
+    preprocess = checked_preprocess(request.imgsz)
+    trunk = frozen_trunk(request.model, request.part, request.init)
+    with Pool.open(request.pool) as pool:
+        leaks = leaks_of(pool, [item.path for item in dataset.val])
+        frames = _sample(pool, preprocess, leaks)
+    labelled = [letterboxed(read_image(item.path), preprocess) for item in _spread(dataset.train)]
     if min(len(frames), len(labelled)) < _FOLDS:
         raise TrainingError(
             f"{len(frames)} frames and {len(labelled)} labelled images are too few to compare; {_FOLDS} are needed"
         )
-    pool_vectors = look(frames)
-    from_labels = told_apart(pool_vectors, look(labelled))
-    from_reference = None
+    reference = []
     if request.reference:
-        from_reference = told_apart(pool_vectors, look(_frames(request.reference)))
+        with Pool.open(request.reference) as pool:
+            reference = _sample(pool, preprocess, {})
+    with Progress("look", len(frames) + len(labelled) + len(reference)) as progress:
+        own, theirs = (unit_vectors(features(trunk, images, progress)) for images in (frames, labelled))
+        from_labels = told_apart(own, theirs)
+        from_reference = told_apart(own, unit_vectors(features(trunk, reference, progress))) if reference else None
+    if remove and leaks:
+        _remove(request.pool, set(leaks))
     with Pool.open(request.pool) as pool:
         count = len(pool)
-    verdict = _verdict(count, len(dataset.train), from_labels, from_reference, leaks, removed=remove)
-    return TransferCheck(count, len(dataset.train), round(from_labels, 3), from_reference, leaks, verdict)
+    named = {f"{digest[:16]}.jpg": path.name for digest, path in leaks.items()}
+    verdict = _verdict(count, len(dataset.train), from_labels, from_reference, named, removed=remove)
+    return TransferCheck(count, len(dataset.train), round(from_labels, 3), from_reference, named, verdict)
 
 
 def told_apart(first: NDArray[np.float32], second: NDArray[np.float32]) -> float:
@@ -136,65 +137,17 @@ def told_apart(first: NDArray[np.float32], second: NDArray[np.float32]) -> float
     return max(0.5, float(np.mean(scores)))
 
 
-class _Look:
-    def __init__(self, trunk: object, imgsz: int) -> None:
-        self._trunk, self._preprocess = trunk, Preprocess((imgsz, imgsz))
-
-    def __call__(self, images: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
-        """Features, float32 (n, d)."""
-        import torch
-
-        from edge.trunk import pooled
-
-        found = []
-        with Progress("look", len(images)) as progress, torch.inference_mode():
-            for start in range(0, len(images), _BATCH):
-                canvas = self._preprocess.buffer(len(images[start : start + _BATCH]))
-                for row, image in enumerate(images[start : start + _BATCH]):
-                    self._preprocess.letterbox(image, canvas[row])
-                rgb = torch.from_numpy(np.ascontiguousarray(canvas[..., ::-1].transpose(0, 3, 1, 2))).float() / 255
-                vectors = pooled(self._trunk(rgb))  # type: ignore[operator]
-                found.append(torch.nn.functional.normalize(vectors, dim=1).numpy())
-                progress.advance("", len(canvas))
-        return np.concatenate(found)
+def _sample(pool: Pool, preprocess: Preprocess, leaks: Mapping[str, Path]) -> list[NDArray[np.uint8]]:
+    """Frames at equal distances, letterboxed at once: whole ones would fill the memory."""
+    entries = [entry for entry in pool.entries(with_embeddings=False) if entry.sha256 not in leaks]
+    return [letterboxed(decode_image(pool.read_jpeg(entry), entry.sha256), preprocess) for entry in _spread(entries)]
 
 
-def small_picture(image: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """What near-duplicates are compared with: grey, 32 × 32, mean 0, length 1; float32 (1024,)."""
-    grey = cv2.cvtColor(cv2.resize(image, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA), cv2.COLOR_BGR2GRAY).astype(np.float32)
-    vector = (grey - grey.mean()).ravel()
-    return np.asarray(vector / max(1e-6, float(np.linalg.norm(vector))), np.float32)
-
-
-def _pool_and_leaks(
-    request: CheckRequest, held_out: Sequence[Path], *, remove: bool
-) -> tuple[list[NDArray[np.uint8]], dict[str, str]]:
-    """A sample of the pool's frames, and all of its frames that show a held-out image."""
-    known = (
-        np.stack([small_picture(read_image(path)) for path in held_out]) if held_out else np.zeros((0, _SIDE**2), np.float32)
-    )
-    leaks: dict[str, str] = {}
-    kept: list[NDArray[np.uint8]] = []
-    with Pool.create(request.pool, evict=False) if remove else Pool.open(request.pool) as pool:
-        entries = pool.entries(with_embeddings=False)
-        sampled = {entry.sha256 for entry in _spread(entries)}
-        with Progress("leaks", len(entries)) as progress:
-            for entry in entries:
-                image = decode_image(pool.read_jpeg(entry), entry.sha256)
-                alike = known @ small_picture(image) if len(known) else np.zeros(0)
-                if len(alike) and float(alike.max()) >= _ALIKE:
-                    leaks[f"{entry.sha256[:16]}.jpg"] = held_out[int(alike.argmax())].name
-                    if remove:
-                        pool.remove(entry)
-                elif entry.sha256 in sampled:
-                    kept.append(image)
-                progress.advance("")
-    return kept, leaks
-
-
-def _frames(path: Path) -> list[NDArray[np.uint8]]:
-    with Pool.open(path) as pool:
-        return [decode_image(pool.read_jpeg(entry), entry.sha256) for entry in _spread(pool.entries(with_embeddings=False))]
+def _remove(path: Path, digests: set[str]) -> None:
+    with Pool.create(path, evict=False) as pool:
+        for entry in pool.entries(with_embeddings=False):
+            if entry.sha256 in digests:
+                pool.remove(entry)
 
 
 def _spread(items: Sequence[T]) -> list[T]:

@@ -16,10 +16,8 @@ import torch
 
 from edge.errors import TrainingError
 from edge.methods import Views
-from edge.snapshot import Snapshot
+from edge.snapshot import MOST_DAMAGED, Snapshot
 from runtime.errors import PoolError
-
-_DAMAGED_SHARE = 0.05  # of the frames; more are no accident
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +74,7 @@ class ViewLoader:
         )
         for views, damaged in made:
             self.damaged.update(dict.fromkeys(damaged))
-            if len(self.damaged) > _DAMAGED_SHARE * len(self._frames):
+            if len(self.damaged) > MOST_DAMAGED * len(self._frames):
                 raise TrainingError(
                     f"{len(self.damaged)} of {len(self._frames)} frames are damaged, first {next(iter(self.damaged))}; "
                     "find and remove them with: edge pool check POOL --repair"

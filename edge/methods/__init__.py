@@ -5,11 +5,10 @@ Every file has the same shape, `simclr.py` is the one to read first.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +20,6 @@ if TYPE_CHECKING:
     import torch
 
     from edge.trunk import Trunk
-
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask the network for its newest version
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,70 +71,17 @@ class Method(Protocol):
         ...
 
 
-def _simclr(trunk: Trunk, settings: Settings) -> torch.nn.Module:
-    from edge.methods.simclr import SimCLR
-
-    return SimCLR(trunk, settings)
-
-
-def _moco(trunk: Trunk, settings: Settings) -> torch.nn.Module:
-    from edge.methods.moco import MoCo
-
-    return MoCo(trunk, settings)
-
-
-def _vicreg(trunk: Trunk, settings: Settings) -> torch.nn.Module:
-    from edge.methods.vicreg import VICReg
-
-    return VICReg(trunk, settings)
-
-
-def _dense(trunk: Trunk, settings: Settings) -> torch.nn.Module:
-    from edge.methods.dense import Dense
-
-    return Dense(trunk, settings)
-
-
-def _mae(trunk: Trunk, settings: Settings) -> torch.nn.Module:
-    from edge.methods.mae import MaskedModelling
-
-    return MaskedModelling(trunk, settings)
-
-
-def _rotation(trunk: Trunk, settings: Settings) -> torch.nn.Module:
-    from edge.methods.rotation import Rotation
-
-    return Rotation(trunk, settings)
-
-
-def _jigsaw(trunk: Trunk, settings: Settings) -> torch.nn.Module:
-    from edge.methods.jigsaw import Jigsaw
-
-    return Jigsaw(trunk, settings)
-
-
-def _hybrid(trunk: Trunk, settings: Settings) -> torch.nn.Module:
-    from edge.methods.hybrid import Hybrid
-
-    return Hybrid(trunk, settings)
-
-
-def _distill(trunk: Trunk, settings: Settings) -> torch.nn.Module:
-    from edge.methods.distill import Distill
-
-    return Distill(trunk, settings)
-
-
-METHODS: dict[str, Callable[[Trunk, Settings], torch.nn.Module]] = {
-    "dense": _dense,
-    "simclr": _simclr,
-    "moco": _moco,
-    "vicreg": _vicreg,
-    "mae": _mae,
-    "rotation": _rotation,
-    "jigsaw": _jigsaw,
-    "hybrid": _hybrid,
-    "distill": _distill,
+# By name: the file in this folder and its class.
+METHODS: dict[str, tuple[str, str]] = {
+    "dense": ("dense", "Dense"),
+    "simclr": ("simclr", "SimCLR"),
+    "moco": ("moco", "MoCo"),
+    "vicreg": ("vicreg", "VICReg"),
+    "mae": ("mae", "MaskedModelling"),
+    "rotation": ("rotation", "Rotation"),
+    "jigsaw": ("jigsaw", "Jigsaw"),
+    "hybrid": ("hybrid", "Hybrid"),
+    "distill": ("distill", "Distill"),
 }
 
 
@@ -150,7 +94,9 @@ def build_method(name: str, trunk: Trunk, settings: Settings) -> torch.nn.Module
     """
     if name not in METHODS:
         raise TrainingError(f"unknown method {name!r}; the methods are {', '.join(METHODS)}")
+    file, kind = METHODS[name]
     try:
-        return METHODS[name](trunk, settings)
+        module = import_module(f"edge.methods.{file}")  # torch and lightly come with it
+        return cast("torch.nn.Module", getattr(module, kind)(trunk, settings))
     except ImportError as error:
         raise MissingPackageError(error.name or "lightly", "train") from error

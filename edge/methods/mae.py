@@ -67,14 +67,12 @@ class MaskedModelling(torch.nn.Module):
 
     def _decode(self, maps: list[torch.Tensor], visible: torch.Tensor) -> torch.Tensor:
         """From the coarsest map to the finest, hidden cells filled with a learnt token."""
-        current: torch.Tensor | None = None
-        for index in reversed(range(len(maps))):
-            filled = torch.where(_grown(visible, maps[index]), maps[index], self.tokens[index])
-            side = self.lateral[index](filled)
-            if current is not None:
-                side = side + torch.nn.functional.interpolate(current, side.shape[2:])
-            current = self.merge[index](side)
-        assert current is not None
+        filled = [torch.where(_grown(visible, found), found, token) for found, token in zip(maps, self.tokens, strict=True)]
+        sides = [lateral(found) for lateral, found in zip(self.lateral, filled, strict=True)]
+        current: torch.Tensor = sides[-1].new_zeros(())
+        for side, merge in zip(reversed(sides), reversed(self.merge), strict=True):
+            above = torch.nn.functional.interpolate(current, side.shape[2:]) if current.ndim else current
+            current = merge(side + above)
         return current
 
 

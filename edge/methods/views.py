@@ -6,9 +6,11 @@ with any number of loader processes.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
 
-import albumentations
 import cv2
 import numpy as np
 import torch
@@ -41,10 +43,17 @@ class ViewSpec:
     upright: bool = False
 
 
+def import_albumentations() -> Any:
+    """The library, kept from asking the network for its newest version."""
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+    return import_module("albumentations")
+
+
 class RandomView:
     """Makes one random view."""
 
     def __init__(self, spec: ViewSpec) -> None:
+        albumentations = import_albumentations()
         self._spec = spec
         strength = spec.jitter
         self._light = albumentations.Compose(

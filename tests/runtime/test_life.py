@@ -415,10 +415,10 @@ def test_run__swaps_with_failures_leak_nothing(bundle: Bundle, tmp_path: Path, c
     descriptors = []
     for number in range(12):
         target = broken if number % 4 == 3 else releases[(number + 1) % 3].path
-        (tmp_path / "next").symlink_to(target)
-        (tmp_path / "next").replace(current)
         told = "new bundle refused" if target == broken else "took over bundle"
         count = caplog.text.count(told)
+        (tmp_path / "next").symlink_to(target)
+        (tmp_path / "next").replace(current)
         wait(lambda told=told, count=count: caplog.text.count(told) > count)
         descriptors.append(len(list(Path("/proc/self/fd").iterdir())))
     daemon.stop()
