@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,13 +34,9 @@ class OpenVinoBackend:
             MissingPackageError: openvino is not installed.
             BackendError: OpenVINO refuses the graph.
         """
-        try:
-            import openvino as ov
-        except ImportError as error:
-            raise MissingPackageError("openvino", "cpu") from error
+        core = _core()
         self.precision, self.streams, self._model = precision, streams, model
         settings = {"NUM_STREAMS": streams, "INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
-        core = ov.Core()
         try:
             self._compiled = core.compile_model(str(model), "CPU", settings)
         except RuntimeError as error:
@@ -73,3 +70,18 @@ class OpenVinoBackend:
         if (request := getattr(self._requests, "request", None)) is None:
             request = self._requests.request = self._compiled.create_infer_request()
         return cast("InferRequest", request)
+
+
+@cache
+def _core() -> Any:
+    """OpenVINO's one core in this process, which is never freed.
+
+    With each core its CPU plugin gives the thread an alternate signal stack (for AMX; openvino#11894), and takes it back with
+    the core. Cores freed in another order than the reverse leave a stack that is unmapped: the next signal with a handler in
+    Python, such as SIGTERM, SIGHUP, or SIGCHLD of PyTorch's loaders, then ends the process without a word.
+    """
+    try:
+        import openvino
+    except ImportError as error:
+        raise MissingPackageError("openvino", "cpu") from error
+    return openvino.Core()

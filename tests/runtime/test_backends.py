@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from runtime.device import GPU_ENGINES, engines_here
 from runtime.errors import BackendError, BundleError
 from runtime.manifest import is_for
 from runtime.tensorrt.device import find_device
+from tests.conftest import ROOT
 
 HERE = list(engines_here())  # those for a GPU too, where there is one
 NO_GPU = pytest.mark.skipif(find_device() is not None, reason="there is an NVIDIA GPU here")
@@ -126,3 +129,21 @@ def test_open_model__damaged_file(tmp_path: Path, engine: str) -> None:
 def test_open_model__unknown_engine(bundle: Bundle) -> None:
     with pytest.raises(BackendError, match="the engines are onnxruntime, openvino, onnxruntime-cuda, tensorrt, tensorrt-rtx"):
         open_model("tensorflow", bundle.model_path("fp32"), "fp32")
+
+
+@pytest.mark.parametrize("engine", HERE)
+def test_close__signals_are_heard_after_a_swap(bundle: Bundle, engine: str) -> None:
+    """Each of OpenVINO's cores leaves the thread another signal stack: one that was freed ends the process at a signal."""
+    code = (
+        "import os, signal, sys\n"
+        "from pathlib import Path\n"
+        "from runtime.backends import open_backend\n"
+        "from runtime.bundle import Bundle\n"
+        f"bundle = Bundle.open(Path({str(bundle.path)!r}))\n"
+        "signal.signal(signal.SIGHUP, lambda *_: print('heard'))\n"
+        f"first, second = (open_backend(bundle, {engine!r}, 'fp32', threads=1) for _ in range(2))\n"
+        "first.close()\ndel first\nsecond.close()\ndel second\n"
+        "os.kill(os.getpid(), signal.SIGHUP)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.strip() == "heard"
