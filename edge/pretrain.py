@@ -173,11 +173,8 @@ def _prepared(
     settings = Settings(request.imgsz, batch, len(frames), steps, request.upright, request.teacher)
     method: Any = build_method(request.method, trunk, settings).to(memory_format=torch.channels_last)
     spec = LoaderSpec(batch, request.seed, request.workers, fabric.global_rank, fabric.world_size)
-    loader: ViewLoader | ShardLoader
-    if isinstance(frames, Snapshot):
-        loader = ViewLoader(frames, method.views, spec)
-    else:
-        loader = ShardLoader(frames, method.views, spec)
+    views = method.views
+    loader = ViewLoader(frames, views, spec) if isinstance(frames, Snapshot) else ShardLoader(frames, views, spec)
     wrapped, optimizer = fabric.setup(method, adamw([method], request.lr, _WEIGHT_DECAY))
     run = Run(request.out, {"method": method}, optimizer, Budget(request.epochs, request.lr), request.seed)
     run.start(_fingerprint(request, frames), resume=request.resume)
