@@ -11,13 +11,14 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from benchmarks.common import DATA, RESULTS, WORK, write_result
 from calibration.labels import load_dataset, split_dataset
 from edge.methods import METHODS
 from edge.pretrain import RESULT, PretrainRequest, pretrain
 from edge.probe import ProbeRequest, probe
+from edge.processes import Precision
 from edge.training import LAST, LOG
 from edge.yolo import Part
 from runtime.pool import Pool
@@ -41,12 +42,12 @@ def data_and_pool() -> tuple[Path, Path]:
     return data, pool
 
 
-def measure(method: str, epochs: int, data: Path, pool: Path) -> dict[str, Any]:
+def measure(method: str, epochs: int, precision: Precision, data: Path, pool: Path) -> dict[str, Any]:
     """One method from scratch."""
     out = FOLDER / f"{method}-{epochs}"
     request = PretrainRequest(
         pool, out, MODEL, None, IMGSZ, BATCH, epochs, method=method, part=PART, resume=(out / LAST).is_file(),
-        teacher=TEACHER if method == "distill" else None,
+        teacher=TEACHER if method == "distill" else None, precision=precision,
     )  # fmt: skip
     start = time.monotonic()
     pretrain(request)
@@ -68,20 +69,22 @@ def measure(method: str, epochs: int, data: Path, pool: Path) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--precision", choices=get_args(Precision), default="bf16-mixed")
     parser.add_argument("methods", nargs="*", default=list(METHODS))
     arguments = parser.parse_args()
     data, pool = data_and_pool()
     path = RESULTS / "methods.json"
     known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    found = known.get("methods", {}) if known.get("epochs") == arguments.epochs else {}
+    budget = {"epochs": arguments.epochs, "precision": arguments.precision}
+    found = known.get("methods", {}) if budget.items() <= known.items() else {}
     for method in arguments.methods:
         if method in found:
             continue
         sys.stderr.write(f"{method}\n")
-        found[method] = measure(method, arguments.epochs, data, pool)
+        found[method] = measure(method, arguments.epochs, arguments.precision, data, pool)
         write_result(
             "methods",
-            {"set": "neu_det", "model": MODEL, "imgsz": IMGSZ, "batch": BATCH, "part": PART, "epochs": arguments.epochs,
+            {"set": "neu_det", "model": MODEL, "imgsz": IMGSZ, "batch": BATCH, "part": PART, **budget,
              "start": "scratch", "methods": found},
         )  # fmt: skip
 
