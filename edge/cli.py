@@ -22,6 +22,10 @@ Imgsz = Annotated[int, typer.Option(help="Side of the square input in pixels, a 
 Epochs = Annotated[int, typer.Option(min=1, help="Passes over the data.")]
 Batch = Annotated[int, typer.Option(min=2, help="Images a step.")]
 Lr = Annotated[float, typer.Option(min=1e-8, max=1, help="Peak learning rate.")]
+MixedPrecision = Annotated[
+    Literal["32-true", "bf16-mixed"],
+    typer.Option(help="Of the arithmetic; mixed is faster on GPUs and CPUs with AVX-512 BF16."),
+]
 Seed = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of every random stream.")]
 Model = Annotated[str, typer.Option(help="Architecture: yolov5, v8, v9, v10, yolo11, 12, 26 with their sizes.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the killed run in --out.")]
@@ -137,9 +141,7 @@ def pretrain(
     lr: Lr = 1e-3,
     upright: Annotated[bool, typer.Option("--upright", help="Scenes have an up and a down: no vertical flips.")] = False,
     workers: Annotated[int, typer.Option(min=0, max=256, help="Processes that make views.")] = 0,
-    precision: Annotated[
-        Literal["32-true", "bf16-mixed"], typer.Option(help="Of the arithmetic; the mixed one is for GPUs.")
-    ] = "32-true",
+    precision: MixedPrecision = "32-true",
     seed: Seed = 0,
     resume: Resume = False,
 ) -> None:
@@ -170,7 +172,13 @@ def finetune(
     epochs: Epochs = 50,
     lr: Lr = 1e-3,
     eval_every: Annotated[int, typer.Option(min=0, help="Epochs between evaluations; 0 for the last only.")] = 0,
-    freeze_backbone: Annotated[bool, typer.Option("--freeze-backbone", help="Train neck and head only.")] = False,
+    freeze: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of the epochs in which the backbone stays as it is; 1 for all.")
+    ] = 0.0,
+    layer_decay: Annotated[
+        float, typer.Option(min=0.1, max=1, help="Learning rate of a layer over the next one's; 1: the same in all.")
+    ] = 1.0,
+    precision: MixedPrecision = "32-true",
     pool: Annotated[Optional[Path], typer.Option(help="Unlabeled frames that take part (mean teacher).")] = None,
     pool_weight: Annotated[float, typer.Option(min=0, max=100, help="Of their loss beside that of the labels.")] = 1.0,
     burn_in: Annotated[float, typer.Option(min=0, max=1, help="Share of the run with labels alone before.")] = 0.3,
@@ -182,8 +190,8 @@ def finetune(
     from edge.finetune import finetune as start
 
     request = FinetuneRequest(
-        data, out, model, tuple(init or ()), imgsz, batch, epochs, lr, seed, freeze_backbone, eval_every, resume=resume,
-        pool=pool, pool_weight=pool_weight, burn_in=burn_in,
+        data, out, model, tuple(init or ()), imgsz, batch, epochs, lr, seed, freeze, layer_decay, precision, eval_every,
+        resume=resume, pool=pool, pool_weight=pool_weight, burn_in=burn_in,
     )  # fmt: skip
     done = start(request)
     if done.accuracy:

@@ -27,12 +27,14 @@ def frozen_trunk(model: str, part: Part, weights: Iterable[Path], seed: int = 0)
     Raises:
         CheckpointError: weights of another architecture.
     """
+    import torch
+
     from edge.trunk import Trunk
 
     detector = build_detector(model, ["object"], seed)
     for path in weights:
         inject(detector, load_checkpoint(path), model)
-    return Trunk(detector, model, part).eval()
+    return Trunk(detector, model, part).eval().to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def checked_preprocess(imgsz: int) -> Preprocess:
@@ -60,10 +62,11 @@ def features(trunk: Trunk, canvases: Sequence[NDArray[np.uint8]], progress: Prog
     from edge.trunk import pooled
 
     found = []
+    device = next(trunk.parameters()).device
     with torch.inference_mode():
         for start in range(0, len(canvases), _BATCH):
             rgb = np.ascontiguousarray(np.stack(canvases[start : start + _BATCH])[..., ::-1].transpose(0, 3, 1, 2))
-            found.append(pooled(trunk(torch.from_numpy(rgb).float() / 255)).numpy())
+            found.append(pooled(trunk(torch.from_numpy(rgb).to(device).float() / 255)).cpu().numpy())
             progress.advance("", len(rgb))
     return np.concatenate(found)
 

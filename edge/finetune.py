@@ -15,6 +15,7 @@ from converters.checkpoint import HELD_OUT, Checkpoint, load_checkpoint, save_ch
 from converters.errors import CheckpointError
 from edge.errors import TrainingError
 from edge.pool_light import PoolLight
+from edge.processes import Precision, detection_loss, launched_fabric, several
 from edge.snapshot import Snapshot
 from edge.torch_detector import torch_detector
 from edge.training import Budget, Run, adamw, check_run_folder, memory_told, train_epoch, with_training
@@ -25,6 +26,7 @@ from runtime.progress import Progress
 
 if TYPE_CHECKING:
     import torch
+    from lightning_fabric import Fabric
     from torch.utils.data import DataLoader
     from ultralytics.nn.tasks import DetectionModel
 
@@ -46,7 +48,10 @@ class FinetuneRequest:
         init: weights to start from, in the order they are injected (a detector, then a backbone); none = scratch.
         imgsz: side of the square input in pixels.
         batch, epochs, lr, seed: the usual.
-        freeze_backbone: train neck and head only.
+        freeze: share of the epochs, from the first on, in which the backbone stays as it is; 1 trains neck and head only.
+        layer_decay: learning rate of a layer over that of the one behind it, 1 for the same in all: layers near the input
+            hold what all pictures have in common, and few labels would spoil it (as in BEiT, arXiv 2106.08254).
+        precision: of the arithmetic, as Lightning Fabric names it.
         eval_every: epochs between looks at the held-out images; 0 for the last epoch only.
         confidence: threshold that F1 is told at.
         light_pool: a pool whose light half of the labelled images are given; None leaves them as they are.
@@ -66,7 +71,9 @@ class FinetuneRequest:
     epochs: int = 50
     lr: float = 1e-3
     seed: int = 0
-    freeze_backbone: bool = False
+    freeze: float = 0.0
+    layer_decay: float = 1.0
+    precision: Precision = "32-true"
     eval_every: int = 0
     confidence: float = 0.25
     light_pool: Path | None = None
@@ -106,13 +113,15 @@ def finetune(request: FinetuneRequest) -> Finetuned:
         raise TrainingError(
             f"--imgsz must be a multiple of {STRIDE}, but got {request.imgsz}; try {-(-request.imgsz // STRIDE) * STRIDE}"
         )
+    if several():
+        raise TrainingError("fine-tuning runs in one process; start it without torchrun")
     check_run_folder(request.out, resume=request.resume)  # before the data is read, and long before the first checkpoint
     dataset = load_dataset(request.data)
+    fabric = launched_fabric(request.precision)
     detector = build_detector(request.model, dataset.names, request.seed)
     injected = _inject_all(detector, request)
-    detector.to(memory_format=torch.channels_last)
-    frozen = _freeze(detector, request)
-    optimizer = adamw([detector], request.lr, _WEIGHT_DECAY)
+    detector.to(device=fabric.device, memory_format=torch.channels_last)
+    optimizer = adamw(_rates(detector, request), _WEIGHT_DECAY)
     loaders = _Loaders(dataset, request)
     ema = weight_average(detector, request.epochs * len(loaders.mosaic) if request.pool else 0)
     teacher = _pool_teacher(request, dataset, ema, request.epochs * len(loaders.mosaic))
@@ -133,8 +142,8 @@ def finetune(request: FinetuneRequest) -> Finetuned:
     with memory_told(request.batch, remedies), Progress("finetune", left) as progress:
         ema.updates = run.epoch * len(loaders.mosaic)
         for epoch in run.epochs(len(loaders.mosaic)):
-            _train_mode(detector, frozen)
-            figures = train_epoch(run, loaders.of(epoch), _loss(detector, ema, teacher), progress)
+            _train_mode(detector, request, epoch)
+            figures = train_epoch(run, loaders.of(epoch), _loss(detector, ema, teacher, fabric), progress)
             figures |= _believed(teacher)
             if _is_due(epoch, request) and dataset.val:
                 found = _evaluate(ema.ema, dataset, request)
@@ -150,11 +159,12 @@ def finetune(request: FinetuneRequest) -> Finetuned:
     return Finetuned(path, found, run.extra.get("figures", []))
 
 
-def _fingerprint(request: FinetuneRequest, dataset: Dataset, digest: str) -> dict[str, str | int | bool]:
+def _fingerprint(request: FinetuneRequest, dataset: Dataset, digest: str) -> dict[str, str | float]:
     """What must be the same for a resumed run to be the run that was interrupted."""
     return {
         "model": request.model, "data": digest, "names": ", ".join(dataset.names), "imgsz": request.imgsz, "batch": request.batch,
-        "init": ", ".join(sha256_of_file(path)[:12] for path in request.init), "freeze_backbone": request.freeze_backbone,
+        "init": ", ".join(sha256_of_file(path)[:12] for path in request.init), "freeze": request.freeze,
+        "layer_decay": request.layer_decay, "precision": request.precision,
         "light_pool": f"{request.light_pool} until {request.until_s}",
         "pool": f"{request.pool} × {request.pool_weight} from {request.burn_in}" if request.pool else "",
     }  # fmt: skip
@@ -196,19 +206,18 @@ def _inject_all(detector: DetectionModel, request: FinetuneRequest) -> dict[str,
     return lineage
 
 
-def _freeze(detector: DetectionModel, request: FinetuneRequest) -> list[torch.nn.Module]:
-    if not request.freeze_backbone:
-        return []
-    frozen = list(detector.model)[: family_of(request.model).last_backbone_layer + 1]
-    for layer in frozen:
-        layer.requires_grad_(False)
-    return frozen
+def _rates(detector: DetectionModel, request: FinetuneRequest) -> list[tuple[torch.nn.Module, float]]:
+    """Each layer and its peak learning rate, highest at the head."""
+    layers = list(detector.model)
+    return [(layer, request.lr * request.layer_decay ** (len(layers) - 1 - depth)) for depth, layer in enumerate(layers)]
 
 
-def _train_mode(detector: DetectionModel, frozen: list[torch.nn.Module]) -> None:
+def _train_mode(detector: DetectionModel, request: FinetuneRequest, epoch: int) -> None:
     detector.train()
-    for layer in frozen:
-        layer.eval()  # frozen weights with moving batch-norm statistics would not be frozen
+    frozen = epoch < round(request.freeze * request.epochs)
+    for layer in list(detector.model)[: family_of(request.model).last_backbone_layer + 1]:
+        layer.requires_grad_(not frozen)
+        layer.train(not frozen)  # frozen weights with moving batch-norm statistics would not be frozen
 
 
 def _pool_teacher(request: FinetuneRequest, dataset: Dataset, ema: WeightAverage, steps: int) -> PoolTeacher | None:
@@ -228,16 +237,16 @@ def _believed(teacher: PoolTeacher | None) -> dict[str, float]:
 
 
 def _loss(
-    detector: DetectionModel, ema: WeightAverage, teacher: PoolTeacher | None
+    detector: DetectionModel, ema: WeightAverage, teacher: PoolTeacher | None, fabric: Fabric
 ) -> Callable[[Mapping[str, torch.Tensor]], torch.Tensor]:
     import torch
 
-    def loss_of(batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def loss_of(made: Mapping[str, torch.Tensor]) -> torch.Tensor:
         ema.update(detector)  # of the step before; the last one is below a thousandth
+        batch = fabric.to_device(made)
         images = batch["img"].contiguous(memory_format=torch.channels_last).float() / 255
-        loss, _ = detector({**batch, "img": images})
-        total: torch.Tensor = loss.sum() / len(images)
-        unlabeled = teacher.loss(detector, ema.updates - 1) if teacher else None
+        total = detection_loss(detector, {**batch, "img": images}, fabric)
+        unlabeled = teacher.loss(detector, ema.updates - 1, fabric) if teacher else None
         return total if unlabeled is None else total + unlabeled
 
     return loss_of

@@ -18,6 +18,7 @@ from calibration.labels import LabeledImage
 from edge.errors import TrainingError
 from edge.large_batch import statistics_kept
 from edge.methods.views import import_albumentations, to_tensor
+from edge.processes import detection_loss
 from edge.pseudo_labels import DOUBT, ClassThresholds, believed, painted_over
 from edge.snapshot import MOST_DAMAGED, Snapshot
 from edge.torch_detector import torch_detector
@@ -26,6 +27,7 @@ from runtime.errors import PoolError
 from runtime.preprocess import Preprocess
 
 if TYPE_CHECKING:
+    from lightning_fabric import Fabric
     from ultralytics.nn.tasks import DetectionModel
 
 _RAMP = 0.1  # of all steps: the weight of the frames grows that long after the burn-in
@@ -84,7 +86,7 @@ class PoolTeacher:
             ]
         )
 
-    def loss(self, student: DetectionModel, step: int) -> torch.Tensor | None:
+    def loss(self, student: DetectionModel, step: int, fabric: Fabric) -> torch.Tensor | None:
         """Of the step's frames, weighted; None in the burn-in, or when nothing is believed."""
         begin, ramp = self._spec.burn_in * self._spec.steps, max(1.0, _RAMP * self._spec.steps)
         if step < begin:
@@ -92,10 +94,11 @@ class PoolTeacher:
         images, targets = zip(*(self._labelled(step, place) for place in range(self._spec.batch)), strict=True)
         if not any(len(each) for each in targets):
             return None
-        batch = as_batch(images, targets)
+        batch = fabric.to_device(as_batch(images, targets))
+        batch["img"] = batch["img"].contiguous(memory_format=torch.channels_last)
         with statistics_kept(student):  # what is deployed must not be used to holes and grey patches
-            loss, _ = student({**batch, "img": batch["img"].contiguous(memory_format=torch.channels_last)})
-        weighted: torch.Tensor = self._spec.weight * min(1.0, (step - begin + 1) / ramp) * loss.sum() / len(images)
+            loss = detection_loss(student, batch, fabric)
+        weighted: torch.Tensor = self._spec.weight * min(1.0, (step - begin + 1) / ramp) * loss
         return weighted
 
     def _labelled(self, step: int, place: int) -> tuple[torch.Tensor, Detections]:

@@ -175,7 +175,7 @@ def _prepared(
     spec = LoaderSpec(batch, request.seed, request.workers, fabric.global_rank, fabric.world_size)
     views = method.views
     loader = ViewLoader(frames, views, spec) if isinstance(frames, Snapshot) else ShardLoader(frames, views, spec)
-    wrapped, optimizer = fabric.setup(method, adamw([method], request.lr, _WEIGHT_DECAY))
+    wrapped, optimizer = fabric.setup(method, adamw([(method, request.lr)], _WEIGHT_DECAY))
     run = Run(request.out, {"method": method}, optimizer, Budget(request.epochs, request.lr), request.seed)
     run.start(_fingerprint(request, frames), resume=request.resume)
     return _Trained(method, wrapped, fabric), loader, run

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
 from runtime.errors import MissingPackageError
 
 if TYPE_CHECKING:
+    import torch
     from lightning_fabric import Fabric
+    from ultralytics.nn.tasks import DetectionModel
 
 Precision = Literal["32-true", "bf16-mixed"]
 
@@ -32,6 +35,24 @@ def launched_fabric(precision: Precision = "32-true") -> Fabric:
     )
     fabric.launch()
     return fabric
+
+
+def detection_loss(detector: DetectionModel, batch: Mapping[str, torch.Tensor], fabric: Fabric) -> torch.Tensor:
+    """A detector's loss, the mean of the images: layers in the fabric's precision, boxes and assignment in full precision.
+
+    Args:
+        detector: in training mode.
+        batch: `img` float32 (b, 3, h, w) RGB in 0 to 1, and its targets, see `as_batch`.
+        fabric: where it runs.
+    """
+    import torch
+    from lightning_utilities.core.apply_func import apply_to_collection
+
+    with fabric.autocast():
+        maps = detector(batch["img"])
+    loss, _ = detector.loss(batch, apply_to_collection(maps, torch.Tensor, torch.Tensor.float))
+    total: torch.Tensor = loss.sum() / len(batch["img"])
+    return total
 
 
 def is_first() -> bool:

@@ -19,19 +19,20 @@ if TYPE_CHECKING:
 
 
 def torch_detector(detector: DetectionModel, preprocess: Preprocess) -> Detect:
-    """A function image → detections down to `EVALUATION_CONFIDENCE`; the detector is set to evaluation mode."""
+    """A function image → detections down to `EVALUATION_CONFIDENCE`; the detector is set to evaluation mode and runs where it lies."""
     import torch
 
     detector.eval()
     canvas = preprocess.buffer()
     end_to_end = bool(detector.model[-1].end2end)
+    device = next(detector.parameters()).device
     thresholds = Thresholds(EVALUATION_CONFIDENCE, None) if end_to_end else Thresholds(EVALUATION_CONFIDENCE)
 
     def detect(image: NDArray[np.uint8]) -> Detections:
         letterbox = preprocess.letterbox(image, canvas[0])
         rgb = np.ascontiguousarray(canvas[..., ::-1].transpose(0, 3, 1, 2))
         with torch.inference_mode():
-            predictions = detector(torch.from_numpy(rgb).float() * preprocess.scale)[0]
+            predictions = detector(torch.from_numpy(rgb).to(device).float() * preprocess.scale)[0].float().cpu()
         outputs = _end_to_end(predictions) if end_to_end else _top_k(predictions)
         return detections_from_outputs(outputs, 0, letterbox, thresholds)
 

@@ -287,13 +287,14 @@ def seed_everything(seed: int, epoch: int) -> None:
     torch.manual_seed(mixed)
 
 
-def adamw(modules: Iterable[torch.nn.Module], lr: float, weight_decay: float) -> torch.optim.Optimizer:
-    """AdamW with weight decay on matrices and filters only; frozen parameters are left out."""
+def adamw(layers: Iterable[tuple[torch.nn.Module, float]], weight_decay: float) -> torch.optim.Optimizer:
+    """AdamW over layers with their peak learning rates; weight decay on matrices and filters only, none for what is frozen."""
     import torch
 
-    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=lr)
+    groups: list[dict[str, Any]] = []
+    for layer, lr in layers:
+        parameters = [p for p in layer.parameters() if p.requires_grad]
+        for matrices, decay in ((True, weight_decay), (False, 0.0)):
+            if chosen := [p for p in parameters if (p.ndim > 1) == matrices]:
+                groups.append({"params": chosen, "weight_decay": decay, "lr": lr})
+    return torch.optim.AdamW(groups)

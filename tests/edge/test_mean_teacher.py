@@ -14,6 +14,7 @@ from edge.demo.scene import SimulatedScene
 from edge.finetune import FinetuneRequest, finetune
 from edge.mean_teacher import PoolSpec, PoolTeacher, as_batch
 from edge.probe import ProbeRequest, probe
+from edge.processes import launched_fabric
 from edge.pseudo_labels import HIGHEST, LOWEST, ClassThresholds, believed, painted_over
 from edge.snapshot import Snapshot
 from edge.yolo import build_detector, weight_average
@@ -95,8 +96,8 @@ def test_pool_teacher__waits_for_the_burn_in_then_teaches(data: Path, pool_dir: 
 
     torch.manual_seed(0)
     student.train()
-    assert teacher().loss(student, 29) is None
-    first, again, later = (teacher().loss(student, step) for step in (30, 30, 60))
+    assert teacher().loss(student, 29, launched_fabric()) is None
+    first, again, later = (teacher().loss(student, step, launched_fabric()) for step in (30, 30, 60))
     assert first is not None
     assert again is not None
     assert later is not None
@@ -106,7 +107,7 @@ def test_pool_teacher__waits_for_the_burn_in_then_teaches(data: Path, pool_dir: 
     assert any(p.grad is not None and float(p.grad.abs().sum()) > 0 for p in student.parameters())
     blind = teacher()
     blind._detect = lambda image: found((0.2, 0))
-    assert blind.loss(student, 60) is None
+    assert blind.loss(student, 60, launched_fabric()) is None
 
 
 def request(data: Path, out: Path, pool: Path, **changes: Any) -> FinetuneRequest:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -20,7 +21,9 @@ from edge.demo.scene import SimulatedScene
 from edge.errors import TrainingError
 from edge.finetune import FinetuneRequest, finetune
 from edge.pretrain import PretrainRequest, pretrain
+from edge.processes import Precision, detection_loss, launched_fabric
 from edge.training import Run, memory_told
+from edge.yolo import build_detector
 from runtime.errors import PoolError
 from tests.conftest import ROOT, fill_pool
 
@@ -116,12 +119,49 @@ def test_finetune__trains_and_evaluates(data: Path, tmp_path: Path) -> None:
 
 def test_finetune__frozen_backbone_stays(data: Path, pool_dir: Path, tmp_path: Path) -> None:
     backbone = pretrain(pretrain_request(pool_dir, tmp_path / "ssl", epochs=1))
-    done = finetune(finetune_request(data, tmp_path / "run", init=(backbone,), epochs=1, freeze_backbone=True))
+    done = finetune(finetune_request(data, tmp_path / "run", init=(backbone,), epochs=1, freeze=1.0))
     before, after = load_checkpoint(backbone).state, load_checkpoint(done.checkpoint).state
     for key, value in before.items():
         if not key.endswith("num_batches_tracked"):
             torch.testing.assert_close(after[key], value, rtol=1e-5, atol=1e-6)
     assert load_checkpoint(done.checkpoint).lineage["init_backbone"].startswith("240 of 240 tensors")
+
+
+def test_finetune__frozen_for_a_share_of_the_epochs_and_slower_near_the_input(data: Path, tmp_path: Path) -> None:
+    """The stem stays in the first of two epochs, moves in the second, and with decay less than without."""
+    build = build_detector("yolo11n", load_dataset(data).names, 0).state_dict()
+    key = "model.0.conv.weight"
+    moved = {}
+    cases: dict[str, dict[str, float]] = {
+        "frozen": {"epochs": 2, "freeze": 1.0},
+        "half": {"epochs": 2, "freeze": 0.5},
+        "decayed": {"epochs": 2, "layer_decay": 0.8},
+        "whole": {"epochs": 2},
+    }
+    for name, changes in cases.items():
+        finetune(finetune_request(data, tmp_path / name, **changes))
+        student = load_checkpoint(tmp_path / name / "last.pt").training["modules"]["detector"]  # type: ignore[index]
+        moved[name] = float((student[key] - build[key]).abs().mean())
+    assert moved["frozen"] == 0
+    assert 0 < moved["half"] < moved["whole"]
+    assert 0 < moved["decayed"] < 0.2 * moved["whole"]
+
+
+def test_detection_loss__is_nearly_the_same_in_mixed_precision() -> None:
+    detector = build_detector("yolo11n", ["a", "b"], 0).train()
+    rng = torch.Generator().manual_seed(0)
+    batch = {
+        "img": torch.rand(4, 3, 128, 128, generator=rng), "cls": torch.tensor([[0.0], [1.0], [0.0], [1.0]]),
+        "bboxes": torch.tensor([[0.5, 0.5, 0.4, 0.4]] * 4), "batch_idx": torch.arange(4.0),
+    }  # fmt: skip
+    whole, mixed = (float(detection_loss(detector, batch, launched_fabric(each)).detach()) for each in get_args(Precision))
+    assert mixed == pytest.approx(whole, rel=0.02)
+    assert mixed != whole
+
+
+def test_finetune__mixed_precision_leaves_whole_weights(data: Path, tmp_path: Path) -> None:
+    done = finetune(finetune_request(data, tmp_path / "run", epochs=1, precision="bf16-mixed"))
+    assert all(value.dtype != torch.bfloat16 for value in load_checkpoint(done.checkpoint).state.values())
 
 
 def test_start__folders_in_use_and_other_settings(pool_dir: Path, tmp_path: Path) -> None:
@@ -140,7 +180,7 @@ def test_finetune__resumed_with_other_settings(data: Path, tmp_path: Path) -> No
     done = finetune(finetune_request(data, tmp_path / "run", epochs=1))
     for changes, told in (
         ({"epochs": 3}, "epochs 1 → 3"),
-        ({"epochs": 1, "freeze_backbone": True}, "freeze_backbone False → True"),
+        ({"epochs": 1, "freeze": 1.0}, "freeze 0.0 → 1.0"),
     ):
         with pytest.raises(TrainingError, match=rf"other settings .*{told}"):
             finetune(finetune_request(data, tmp_path / "run", resume=True, **changes))
