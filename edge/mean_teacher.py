@@ -21,7 +21,7 @@ from edge.methods.views import import_albumentations, to_tensor
 from edge.processes import detection_loss
 from edge.pseudo_labels import DOUBT, ClassThresholds, believed, painted_over
 from edge.snapshot import MOST_DAMAGED, Snapshot
-from edge.torch_detector import torch_detector
+from edge.torch_detector import canvas_detector
 from runtime.detections import Detections
 from runtime.errors import PoolError
 from runtime.preprocess import Preprocess
@@ -71,11 +71,12 @@ class PoolTeacher:
         """`teacher` is the student's average, which goes on changing; `labels` are those that the student learns from."""
         self._frames, self._spec = frames, spec
         self._preprocess = Preprocess((spec.imgsz, spec.imgsz))
-        self._detect = torch_detector(teacher, self._preprocess)
+        self._detect = canvas_detector(teacher)
         counts = np.bincount(np.concatenate([item.class_id for item in labels]), minlength=classes)
         self.thresholds = ClassThresholds(counts / len(labels))
         self.boxes = self.frames = 0
         self.damaged: dict[str, None] = {}
+        self._pass, self._order = -1, np.zeros(0, np.int64)
         albumentations = import_albumentations()
         self._strong = albumentations.Compose(
             [
@@ -91,7 +92,7 @@ class PoolTeacher:
         begin, ramp = self._spec.burn_in * self._spec.steps, max(1.0, _RAMP * self._spec.steps)
         if step < begin:
             return None
-        images, targets = zip(*(self._labelled(step, place) for place in range(self._spec.batch)), strict=True)
+        images, targets = self._labelled(step)
         if not any(len(each) for each in targets):
             return None
         batch = fabric.to_device(as_batch(images, targets))
@@ -101,27 +102,33 @@ class PoolTeacher:
         weighted: torch.Tensor = self._spec.weight * min(1.0, (step - begin + 1) / ramp) * loss
         return weighted
 
-    def _labelled(self, step: int, place: int) -> tuple[torch.Tensor, Detections]:
-        """A frame as the student sees it, and what the teacher believes of it."""
-        rng = np.random.default_rng((self._spec.seed, _STREAM, step, place))
-        number = step * self._spec.batch + place
-        order = np.random.default_rng((self._spec.seed, _STREAM, number // len(self._frames))).permutation(len(self._frames))
-        image = self._whole(order, number)
-        canvas = self._preprocess.buffer()
-        self._preprocess.letterbox(image, canvas[0])
-        weak = np.ascontiguousarray(canvas[0][:, ::-1]) if rng.random() < 0.5 else canvas[0]
+    def _labelled(self, step: int) -> tuple[list[torch.Tensor], list[Detections]]:
+        """The step's frames as the student sees them, and what the teacher believes of each."""
+        rngs = [np.random.default_rng((self._spec.seed, _STREAM, step, place)) for place in range(self._spec.batch)]
+        weak = self._preprocess.buffer(self._spec.batch)
+        for place, rng in enumerate(rngs):
+            self._preprocess.letterbox(self._frame(step * self._spec.batch + place), weak[place])
+            if rng.random() < 0.5:
+                weak[place] = weak[place, :, ::-1].copy()
         found = self._detect(weak)
-        self.thresholds.update([found.above(DOUBT)])
-        sure, unsure = believed(found, self.thresholds)
-        self.frames, self.boxes = self.frames + 1, self.boxes + len(sure)
-        self._strong.set_random_seed(int(rng.integers(2**31)))
-        shown: NDArray[np.uint8] = painted_over(weak, unsure, sure)[..., ::-1]
-        return to_tensor(self._strong(image=np.ascontiguousarray(shown))["image"]), sure
+        self.thresholds.update([each.above(DOUBT) for each in found])
+        shown, targets = [], []
+        for canvas, detections, rng in zip(weak, found, rngs, strict=True):
+            sure, unsure = believed(detections, self.thresholds)
+            self._strong.set_random_seed(int(rng.integers(2**31)))
+            rgb = np.ascontiguousarray(painted_over(canvas, unsure, sure)[..., ::-1])
+            shown.append(to_tensor(self._strong(image=rgb)["image"]))
+            targets.append(sure)
+        self.frames, self.boxes = self.frames + len(targets), self.boxes + sum(map(len, targets))
+        return shown, targets
 
-    def _whole(self, order: NDArray[np.int64], number: int) -> NDArray[np.uint8]:
-        """The frame whose turn it is, or the next one that is not damaged."""
+    def _frame(self, number: int) -> NDArray[np.uint8]:
+        """The frame whose turn it is, or the next one that is not damaged; every pass over the pool has its own order."""
+        if self._pass != number // len(self._frames):
+            self._pass = number // len(self._frames)
+            self._order = np.random.default_rng((self._spec.seed, _STREAM, self._pass)).permutation(len(self._frames))
         for later in range(1 + int(MOST_DAMAGED * len(self._frames))):
-            position = int(order[(number + later) % len(self._frames)])
+            position = int(self._order[(number + later) % len(self._frames)])
             try:
                 return self._frames.read(position)
             except PoolError:

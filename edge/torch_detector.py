@@ -1,7 +1,8 @@
-"""A torch model as a detector, for the held-out accuracy during training: the runtime's letterbox and parsing around it."""
+"""A torch model as a detector, for accuracy during training and for teachers: the runtime's letterbox and parsing around it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,44 +12,69 @@ from calibration.accuracy import EVALUATION_CONFIDENCE, Detect
 from converters.graph_passes import TOP_K
 from runtime.detections import Detections
 from runtime.postprocess import Outputs, Thresholds, detections_from_outputs
-from runtime.preprocess import Preprocess
+from runtime.preprocess import Letterbox, Preprocess
 
 if TYPE_CHECKING:
     import torch
     from ultralytics.nn.tasks import DetectionModel
 
+DetectCanvases = Callable[[NDArray[np.uint8]], list[Detections]]
+
 
 def torch_detector(detector: DetectionModel, preprocess: Preprocess) -> Detect:
-    """A function image → detections down to `EVALUATION_CONFIDENCE`; the detector is set to evaluation mode and runs where it lies."""
-    import torch
-
+    """A function image → detections down to `EVALUATION_CONFIDENCE`; the detector is set to evaluation mode and runs where
+    it lies.
+    """
     detector.eval()
     canvas = preprocess.buffer()
-    end_to_end = bool(detector.model[-1].end2end)
-    device = next(detector.parameters()).device
-    thresholds = Thresholds(EVALUATION_CONFIDENCE, None) if end_to_end else Thresholds(EVALUATION_CONFIDENCE)
 
     def detect(image: NDArray[np.uint8]) -> Detections:
         letterbox = preprocess.letterbox(image, canvas[0])
-        rgb = np.ascontiguousarray(canvas[..., ::-1].transpose(0, 3, 1, 2))
-        with torch.inference_mode():
-            predictions = detector(torch.from_numpy(rgb).to(device).float() * preprocess.scale)[0].float().cpu()
-        outputs = _end_to_end(predictions) if end_to_end else _top_k(predictions)
-        return detections_from_outputs(outputs, 0, letterbox, thresholds)
+        return detections_from_outputs(_outputs(detector, canvas), 0, letterbox, _thresholds(detector))
 
     return detect
 
 
+def canvas_detector(detector: DetectionModel) -> DetectCanvases:
+    """The same for pictures that have the input's size already: uint8 (n, h, w, 3) BGR → boxes in their pixels."""
+    detector.eval()
+
+    def detect(canvases: NDArray[np.uint8]) -> list[Detections]:
+        outputs, as_it_is = _outputs(detector, canvases), Letterbox(1.0, 0, 0, (canvases.shape[2], canvases.shape[1]))
+        return [detections_from_outputs(outputs, row, as_it_is, _thresholds(detector)) for row in range(len(canvases))]
+
+    return detect
+
+
+def _is_end_to_end(detector: DetectionModel) -> bool:
+    return bool(detector.model[-1].end2end)
+
+
+def _thresholds(detector: DetectionModel) -> Thresholds:
+    return Thresholds(EVALUATION_CONFIDENCE, None) if _is_end_to_end(detector) else Thresholds(EVALUATION_CONFIDENCE)
+
+
+def _outputs(detector: DetectionModel, canvases: NDArray[np.uint8]) -> Outputs:
+    import torch
+
+    rgb = torch.from_numpy(np.ascontiguousarray(canvases[..., ::-1].transpose(0, 3, 1, 2)))
+    with torch.inference_mode():
+        images = rgb.to(next(detector.parameters()).device).contiguous(memory_format=torch.channels_last)
+        predictions = detector(images.float() / 255)[0].float().cpu()
+    return _end_to_end(predictions) if _is_end_to_end(detector) else _top_k(predictions)
+
+
 def _top_k(predictions: torch.Tensor) -> Outputs:
-    """(1, 4 + classes, n) centre boxes → the best (anchor, class) pairs, as `graph_passes.with_top_k` does in ONNX."""
-    boxes, scores = predictions[0, :4].T, predictions[0, 4:].T
-    best, pair = scores.flatten().topk(min(TOP_K, scores.numel()))
-    anchor, class_id = pair // scores.shape[1], pair % scores.shape[1]
-    centre, half = boxes[anchor, :2], boxes[anchor, 2:] / 2
-    xyxy = np.concatenate([(centre - half).numpy(), (centre + half).numpy()], axis=1)
-    return Outputs(xyxy[None], best.numpy()[None], class_id.numpy()[None], np.zeros((1, 1), np.float32))
+    """(b, 4 + classes, n) centre boxes → the best (anchor, class) pairs, as `graph_passes.with_top_k` does in ONNX."""
+    boxes, scores = predictions[:, :4].transpose(1, 2), predictions[:, 4:].transpose(1, 2)
+    best, pair = scores.flatten(1).topk(min(TOP_K, scores[0].numel()))
+    anchor, class_id = pair // scores.shape[2], pair % scores.shape[2]
+    chosen = boxes.gather(1, anchor[..., None].expand(-1, -1, 4))
+    centre, half = chosen[..., :2], chosen[..., 2:] / 2
+    xyxy = np.concatenate([(centre - half).numpy(), (centre + half).numpy()], axis=2)
+    return Outputs(xyxy, best.numpy(), class_id.numpy(), np.zeros((len(xyxy), 1), np.float32))
 
 
 def _end_to_end(predictions: torch.Tensor) -> Outputs:
-    rows = predictions[0].numpy()
-    return Outputs(rows[None, :, :4], rows[None, :, 4], rows[None, :, 5].astype(np.int64), np.zeros((1, 1), np.float32))
+    rows = predictions.numpy()
+    return Outputs(rows[..., :4], rows[..., 4], rows[..., 5].astype(np.int64), np.zeros((len(rows), 1), np.float32))

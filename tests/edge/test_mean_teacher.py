@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from calibration.labels import load_dataset
-from converters.checkpoint import load_checkpoint
+from converters.checkpoint import detector_from_checkpoint, load_checkpoint
+from edge import pseudo_labels
 from edge.demo.scene import SimulatedScene
 from edge.finetune import FinetuneRequest, finetune
 from edge.mean_teacher import PoolSpec, PoolTeacher, as_batch
@@ -17,8 +19,11 @@ from edge.probe import ProbeRequest, probe
 from edge.processes import launched_fabric
 from edge.pseudo_labels import HIGHEST, LOWEST, ClassThresholds, believed, painted_over
 from edge.snapshot import Snapshot
+from edge.torch_detector import canvas_detector, torch_detector
 from edge.yolo import build_detector, weight_average
 from runtime.detections import Detections
+from runtime.pool import Pool, Seen
+from runtime.preprocess import Preprocess
 
 
 def found(*rows: tuple[float, int], box: tuple[float, float, float, float] = (10, 10, 30, 20)) -> Detections:
@@ -91,7 +96,9 @@ def test_pool_teacher__waits_for_the_burn_in_then_teaches(data: Path, pool_dir: 
 
     def teacher() -> PoolTeacher:
         made = PoolTeacher(frames, weight_average(student).ema, dataset.train, len(dataset.names), spec)
-        made._detect = lambda image: found((0.95, 0), box=(8, 8, 30, 40))  # a teacher with fresh weights believes nothing
+        made._detect = lambda images: (
+            [found((0.95, 0), box=(8, 8, 30, 40))] * len(images)
+        )  # a teacher with fresh weights believes nothing
         return made
 
     torch.manual_seed(0)
@@ -106,8 +113,44 @@ def test_pool_teacher__waits_for_the_burn_in_then_teaches(data: Path, pool_dir: 
     torch.autograd.backward(later)
     assert any(p.grad is not None and float(p.grad.abs().sum()) > 0 for p in student.parameters())
     blind = teacher()
-    blind._detect = lambda image: found((0.2, 0))
+    blind._detect = lambda images: [found((0.2, 0))] * len(images)
     assert blind.loss(student, 60, launched_fabric()) is None
+
+
+def bright_square(canvas: NDArray[np.uint8]) -> Detections:
+    rows, columns = np.nonzero(canvas[..., 0] > 200)
+    return found((0.95, 0), box=(columns.min(), rows.min(), columns.max() + 1, rows.max() + 1))
+
+
+def test_pool_teacher__boxes_lie_where_the_student_sees_the_object(data: Path, tmp_path: Path) -> None:
+    """Frames are flipped at random; the square lies on one side."""
+    with Pool.create(tmp_path / "pool") as pool:
+        image = np.full((64, 64, 3), 20, np.uint8)
+        image[10:26, 4:24] = 255
+        pool.add(image, Seen("line", 1000.0, "test"))
+    dataset = load_dataset(data)
+    student = build_detector("yolo11n", dataset.names, 0)
+    spec = PoolSpec(imgsz=64, batch=16, seed=0, steps=100, burn_in=0.0, weight=1.0)
+    teacher = PoolTeacher(Snapshot.take(tmp_path / "pool", tmp_path, None, 1), student, dataset.train, len(dataset.names), spec)
+    teacher._detect = lambda canvases: [bright_square(canvas) for canvas in canvases]
+    images, targets = teacher._labelled(0)
+    lefts = {int(each.xyxy[0, 0]) for each in targets}
+    assert lefts == {4, 40}, "as it is, and flipped"
+    for shown, target in zip(images, targets, strict=True):
+        left, top, right, bottom = target.xyxy[0].astype(int)
+        inside = torch.zeros(64, 64, dtype=torch.bool)
+        inside[top:bottom, left:right] = True
+        assert shown[:, inside].mean() > shown[:, ~inside].mean() + 0.2
+
+
+def test_canvas_detector__a_batch_gives_what_single_pictures_give(checkpoint: Path) -> None:
+    detector = detector_from_checkpoint(load_checkpoint(checkpoint))
+    canvases = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
+    single = torch_detector(detector, Preprocess((64, 64)))
+    for together, canvas in zip(canvas_detector(detector)(canvases), canvases, strict=True):
+        alone = single(canvas)
+        np.testing.assert_allclose(together.confidence, alone.confidence, atol=1e-5)
+        np.testing.assert_allclose(together.xyxy, alone.xyxy, atol=1e-2)
 
 
 def request(data: Path, out: Path, pool: Path, **changes: Any) -> FinetuneRequest:
@@ -125,8 +168,11 @@ def test_finetune__with_a_pool_tells_what_was_believed(data: Path, pool_dir: Pat
 def test_finetune__with_a_pool_resumed_ends_where_the_whole_run_ends(
     data: Path, pool_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """With thresholds of nothing, so that a teacher with fresh weights is believed and its labels are learnt."""
     from edge.training import Run
 
+    for limit in ("LOWEST", "HIGHEST"):
+        monkeypatch.setattr(pseudo_labels, limit, 0.0)
     whole = finetune(request(data, tmp_path / "whole", pool_dir))
     finish = Run.finish_epoch
 
@@ -135,11 +181,11 @@ def test_finetune__with_a_pool_resumed_ends_where_the_whole_run_ends(
             raise KeyboardInterrupt
         finish(run, *arguments)
 
-    monkeypatch.setattr(Run, "finish_epoch", killed)
-    with pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Run, "finish_epoch", killed)
         finetune(request(data, tmp_path / "run", pool_dir))
-    monkeypatch.undo()
     done = finetune(request(data, tmp_path / "run", pool_dir, resume=True))
+    assert done.curve[-1]["pseudo_boxes_per_frame"] > 0
     first, second = load_checkpoint(whole.checkpoint).state, load_checkpoint(done.checkpoint).state
     assert all(torch.equal(first[key], second[key]) for key in first)
 
