@@ -39,6 +39,7 @@ from calibration.labels import load_dataset, split_dataset
 from edge.errors import TrainingError
 from edge.finetune import FinetuneRequest, finetune
 from edge.pretrain import RESULT, PretrainRequest, pretrain
+from edge.processes import Precision
 from edge.training import LAST
 from edge.yolo import Part
 from runtime.config_words import problem_of
@@ -67,6 +68,7 @@ class PretrainPlan(_Strict):
     lr: float = Field(default=1e-3, gt=0)
     upright: bool = False
     teacher: str | None = None
+    precision: Precision = "32-true"
 
 
 class FinetunePlan(_Strict):
@@ -75,6 +77,9 @@ class FinetunePlan(_Strict):
     steps: int = Field(default=400, ge=1)
     batch: int = Field(default=16, ge=1)
     lr: float = Field(default=1e-3, gt=0)
+    layer_decay: float = Field(default=1.0, gt=0, le=1)
+    freeze: float = Field(default=0.0, ge=0, le=1)
+    precision: Precision = "32-true"
     pool_weight: float = Field(default=1.0, ge=0)
     burn_in: float = Field(default=0.3, ge=0, le=1)
 
@@ -234,7 +239,8 @@ def _run(plan: StudyPlan, cell: Cell, out: Path) -> dict[str, Any]:
         FinetuneRequest(
             data, run, plan.model, init, plan.imgsz, plan.finetune.batch, max(1, round(plan.finetune.steps / steps_per_epoch)),
             plan.finetune.lr, cell.seed, resume=(run / LAST).is_file(), pool=pool if arm.pool else None,
-            pool_weight=plan.finetune.pool_weight, burn_in=plan.finetune.burn_in,
+            pool_weight=plan.finetune.pool_weight, burn_in=plan.finetune.burn_in, freeze=plan.finetune.freeze,
+            layer_decay=plan.finetune.layer_decay, precision=plan.finetune.precision,
         )
     )  # fmt: skip
     if done.accuracy is None:
@@ -283,7 +289,7 @@ def _init(plan: StudyPlan, arm: Arm, cell: Cell, home: Path, pool: Path) -> tupl
         request = PretrainRequest(
             pool, run, plan.model, start[0] if start else None, chosen.imgsz, chosen.batch, chosen.epochs, chosen.lr, cell.seed,
             resume=(run / LAST).is_file(), method=chosen.method, part=chosen.part, upright=chosen.upright,
-            teacher=Path(chosen.teacher) if chosen.teacher else None,
+            teacher=Path(chosen.teacher) if chosen.teacher else None, precision=chosen.precision,
         )  # fmt: skip
         pretrain(request)
         (run / LAST).unlink(missing_ok=True)
