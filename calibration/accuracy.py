@@ -55,11 +55,20 @@ def evaluate(detect: Detect, items: Iterable[LabeledImage], names: Sequence[str]
         DataError: no image to evaluate on.
         SourceError: an image that cannot be decoded.
     """
+    return accuracy(pairs_of(detect, items), names, confidence)
+
+
+def pairs_of(detect: Detect, items: Iterable[LabeledImage]) -> list[Pair]:
+    """Truth and what `detect` finds, of every image.
+
+    Raises:
+        SourceError: an image that cannot be decoded.
+    """
     pairs: list[Pair] = []
     for item in items:
         image = read_image(item.path)
         pairs.append((item.truth((image.shape[1], image.shape[0])), detect(image)))
-    return accuracy(pairs, names, confidence)
+    return pairs
 
 
 def accuracy(pairs: Sequence[Pair], names: Sequence[str], confidence: float) -> Accuracy:
@@ -101,7 +110,14 @@ def precision_at_recalls(pairs: Sequence[Pair]) -> NDArray[np.float64]:
 
 
 def coco_map(pairs: Sequence[Pair], names: Sequence[str]) -> tuple[float, float]:
-    """mAP50-95 and mAP50 over up to 300 boxes an image, computed by faster-coco-eval (pycocotools' arithmetic).
+    """mAP50-95 and mAP50 over up to 300 boxes an image, see `coco_precisions`."""
+    precision = coco_precisions(pairs, names)[:, :, :, 0]
+    return mean_of_known(precision), mean_of_known(precision[0])
+
+
+def coco_precisions(pairs: Sequence[Pair], names: Sequence[str]) -> NDArray[np.float64]:
+    """Precision at 10 IoUs, 101 recalls, each class and area (all, small, medium, large), by faster-coco-eval (pycocotools'
+    arithmetic): float64 (10, 101, classes, 4), 0 to 1, or -1 where there is no true box.
 
     Raises:
         MissingPackageError: faster-coco-eval is not installed.
@@ -112,7 +128,7 @@ def coco_map(pairs: Sequence[Pair], names: Sequence[str]) -> tuple[float, float]
         raise MissingPackageError("faster-coco-eval", "convert") from error
     truths, found = _coco_records(pairs)
     if not truths or not found:
-        return 0.0, 0.0
+        return np.zeros((10, len(RECALLS), len(names), 4))
     categories = [{"id": index, "name": name} for index, name in enumerate(names)]
     coco = COCO(
         {"images": [{"id": index} for index in range(len(pairs))], "categories": categories, "annotations": truths, "info": {}}
@@ -121,8 +137,7 @@ def coco_map(pairs: Sequence[Pair], names: Sequence[str]) -> tuple[float, float]
     scorer.params.maxDets = [1, 10, _MAX_DETECTIONS]
     scorer.evaluate()
     scorer.accumulate()
-    precision = scorer.eval["precision"][:, :, :, 0, -1]  # IoU, recall, class, all areas, most detections
-    return _mean_of_known(precision), _mean_of_known(precision[0])
+    return np.asarray(scorer.eval["precision"][..., -1], np.float64)  # with most detections
 
 
 def _coco_records(pairs: Sequence[Pair]) -> tuple[list[dict[str, object]], list[dict[str, object]]]:
@@ -146,6 +161,7 @@ def _xywh(detections: Detections) -> list[list[float]]:
     return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1).astype(float).tolist()  # type: ignore[no-any-return]
 
 
-def _mean_of_known(precision: NDArray[np.float64]) -> float:
+def mean_of_known(precision: NDArray[np.float64]) -> float:
+    """Of what `coco_precisions` knows; 0 where it knows nothing."""
     known = precision[precision > -1]  # -1 marks classes without truth
     return float(known.mean()) if known.size else 0.0

@@ -296,26 +296,42 @@ def study(
 
 @program.app.command()
 def evaluate(
-    bundle: Annotated[Path, typer.Argument(help="A bundle's folder.")],
+    model: Annotated[Path, typer.Argument(help="A bundle's folder, or a detector's checkpoint.")],
     data: Annotated[Path, typer.Option(help="data.yaml; its `val` is evaluated.")],
     engine: Annotated[
-        str, typer.Option(help="auto, onnxruntime, openvino, onnxruntime-cuda, tensorrt or tensorrt-rtx.")
+        str, typer.Option(help="Of a bundle: auto, onnxruntime, openvino, onnxruntime-cuda, tensorrt or tensorrt-rtx.")
     ] = "auto",
-    precision: Annotated[str, typer.Option(help="auto, fp32 or int8.")] = "auto",
+    precision: Annotated[str, typer.Option(help="Of a bundle: auto, fp32 or int8.")] = "auto",
+    report: Annotated[
+        Optional[Path], typer.Option(help="An HTML file: classes, sizes, curve, confusions, worst images.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Accuracy of a bundle, as deployed, on held-out labels."""
+    """Accuracy of a bundle, as deployed, or of a checkpoint, on held-out labels."""
     from calibration.labels import load_dataset
-    from edge.refresh.gate import bundle_accuracy
+    from edge.evaluation import evaluate_model
+    from edge.evaluation_page import evaluation_page
+    from runtime.files import write_atomically
 
-    found = bundle_accuracy(bundle, load_dataset(data), engine, precision)
+    dataset = load_dataset(data)
+    found = evaluate_model(model, dataset, engine, precision)
+    if report:
+        write_atomically(report, evaluation_page(found, dataset.val, dataset.names, f"{model} on {data}").encode())
+    told, parts = found.accuracy, found.breakdown
     if as_json:
-        typer.echo(json.dumps(found.as_dict(), indent=2))
+        typer.echo(json.dumps({**told.as_dict(), **parts.as_dict()}, indent=2))
         return
+    (low, high), (f1_low, f1_high) = parts.map_interval, parts.f1_interval
     typer.echo(
-        f"mAP50-95 {found.map50_95:.4f}  mAP50 {found.map50:.4f}  at confidence {found.confidence:g}: "
-        f"F1 {found.f1:.4f}  precision {found.precision:.4f}  recall {found.recall:.4f}  ({found.images} images)"
+        f"mAP50-95 {told.map50_95:.4f} ({low:.4f} to {high:.4f})  mAP50 {told.map50:.4f}  at confidence {told.confidence:g}: "
+        f"F1 {told.f1:.4f} ({f1_low:.4f} to {f1_high:.4f})  precision {told.precision:.4f}  recall {told.recall:.4f}  "
+        f"({told.images} images)"
     )
+    rows = [(each.name, each.boxes, each.map50_95, each.map50, each.recall) for each in parts.classes]
+    rows += [(each.name, each.boxes, each.map50_95, each.map50, each.recall) for each in parts.sizes]
+    for name, boxes, map50_95, map50, recall in rows:
+        if boxes:
+            typer.echo(f"  {name:20} {boxes:6} boxes  AP50-95 {map50_95:.3f}  AP50 {map50:.3f}  recall {recall:.3f}")
 
 
 @program.app.command()

@@ -74,6 +74,7 @@ class PoolTeacher:
         self._detect = canvas_detector(teacher)
         counts = np.bincount(np.concatenate([item.class_id for item in labels]), minlength=classes)
         self.thresholds = ClassThresholds(counts / len(labels))
+        self._empty = sum(not len(item.class_id) for item in labels) / len(labels)
         self.boxes = self.frames = 0
         self.damaged: dict[str, None] = {}
         self._pass, self._order = -1, np.zeros(0, np.int64)
@@ -99,11 +100,15 @@ class PoolTeacher:
         batch["img"] = batch["img"].contiguous(memory_format=torch.channels_last)
         with statistics_kept(student):  # what is deployed must not be used to holes and grey patches
             loss = detection_loss(student, batch, fabric)
-        weighted: torch.Tensor = self._spec.weight * min(1.0, (step - begin + 1) / ramp) * loss
+        share = len(images) / self._spec.batch
+        weighted: torch.Tensor = self._spec.weight * share * min(1.0, (step - begin + 1) / ramp) * loss
         return weighted
 
     def _labelled(self, step: int) -> tuple[list[torch.Tensor], list[Detections]]:
-        """The step's frames as the student sees them, and what the teacher believes of each."""
+        """The step's frames as the student sees them, and what the teacher believes of each.
+
+        A frame of which nothing is believed is no frame without objects: it is left out, as often as labelled frames show some.
+        """
         rngs = [np.random.default_rng((self._spec.seed, _STREAM, step, place)) for place in range(self._spec.batch)]
         weak = self._preprocess.buffer(self._spec.batch)
         for place, rng in enumerate(rngs):
@@ -115,11 +120,13 @@ class PoolTeacher:
         shown, targets = [], []
         for canvas, detections, rng in zip(weak, found, rngs, strict=True):
             sure, unsure = believed(detections, self.thresholds)
+            self.frames, self.boxes = self.frames + 1, self.boxes + len(sure)
+            if not len(sure) and rng.random() >= self._empty:
+                continue
             self._strong.set_random_seed(int(rng.integers(2**31)))
             rgb = np.ascontiguousarray(painted_over(canvas, unsure, sure)[..., ::-1])
             shown.append(to_tensor(self._strong(image=rgb)["image"]))
             targets.append(sure)
-        self.frames, self.boxes = self.frames + len(targets), self.boxes + sum(map(len, targets))
         return shown, targets
 
     def _frame(self, number: int) -> NDArray[np.uint8]:

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from runtime.detections import Detections
 
-LOWEST, HIGHEST = 0.35, 0.9
-DOUBT = 0.1  # below it a detection is background
+LOWEST, HIGHEST = 0.2, 0.9
+DOUBT = 0.05  # below it a detection is background
 _MEMORY = 400  # frames that thresholds rest on
 _FEWEST = 20
 

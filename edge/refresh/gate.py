@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
-from calibration.accuracy import EVALUATION_CONFIDENCE, Accuracy, evaluate
-from calibration.errors import DataError
-from calibration.labels import Dataset
-from runtime.bundle import Bundle
-from runtime.pipeline import Pipeline
+from calibration.accuracy import Accuracy
 
 # mAP50-95 may not fall at all, so that losses cannot add up night by night; F1 at one threshold jumps with single boxes
 # of a small held-out set, so it may fall by one point, the bar that INT8 has too.
@@ -31,24 +26,6 @@ class Verdict:
     candidate: Accuracy
     publish: bool
     reason: str
-
-
-def bundle_accuracy(path: Path, dataset: Dataset, engine: str = "auto", precision: str = "auto") -> Accuracy:
-    """Accuracy of a bundle, as deployed, on a data set's held-out images. Raises like `Bundle.open` and `open_backend`.
-
-    Raises:
-        DataError: the data set has other classes than the bundle.
-    """
-    bundle = Bundle.open(path)
-    if tuple(bundle.manifest.classes) != dataset.names:
-        raise DataError(
-            f"bundle {path} has classes {bundle.manifest.classes[:8]}, the data set {list(dataset.names[:8])}; they must be the same"
-        )
-    pipeline = Pipeline.load(bundle, engine, precision, confidence=EVALUATION_CONFIDENCE)
-    try:
-        return evaluate(pipeline.detect, dataset.val, dataset.names, bundle.manifest.thresholds.confidence)
-    finally:
-        pipeline.close()
 
 
 def compare(released: Accuracy, candidate: Accuracy) -> Verdict:

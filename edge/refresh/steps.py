@@ -15,9 +15,10 @@ from converters.checkpoint import load_checkpoint
 from converters.convert import convert_into, to_stderr
 from converters.request import ConvertRequest
 from edge.errors import RefreshError
+from edge.evaluation import model_accuracy
 from edge.finetune import FinetuneRequest, data_digest, finetune
 from edge.pretrain import PretrainRequest, pretrain
-from edge.refresh.gate import Verdict, bundle_accuracy, compare
+from edge.refresh.gate import Verdict, compare
 from edge.refresh.journal import Journal
 from edge.training import LAST
 from runtime.bundle import CURRENT, Bundle, publish
@@ -186,7 +187,7 @@ def _convert(request: RefreshRequest, detector: Path, released: Bundle, until_s:
 
 def _compare(request: RefreshRequest, released: Bundle, candidate: Path) -> dict[str, Any]:
     dataset = load_dataset(request.data)
-    old, new = bundle_accuracy(released.path, dataset), bundle_accuracy(candidate, dataset)
+    old, new = model_accuracy(released.path, dataset), model_accuracy(candidate, dataset)
     return {"released": asdict(old), "candidate": asdict(new)}
 
 

@@ -1,0 +1,86 @@
+"""`edge evaluate`: a bundle as deployed, or a checkpoint, on held-out labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from calibration.accuracy import EVALUATION_CONFIDENCE, Accuracy, Detect, Pair, accuracy, pairs_of
+from calibration.breakdown import Breakdown, breakdown
+from calibration.errors import DataError
+from calibration.labels import Dataset
+from runtime.bundle import Bundle
+from runtime.pipeline import Pipeline
+from runtime.postprocess import Thresholds
+from runtime.preprocess import Preprocess
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What was found.
+
+    Attributes:
+        accuracy: in one line.
+        breakdown: what it is made of.
+        pairs: (truth, found) of each held-out image.
+    """
+
+    accuracy: Accuracy
+    breakdown: Breakdown
+    pairs: Sequence[Pair]
+
+
+def evaluate_model(path: Path, dataset: Dataset, engine: str = "auto", precision: str = "auto", seed: int = 0) -> Evaluation:
+    """Runs a model over the held-out images.
+
+    Raises:
+        DataError: other classes than the model's, or nothing held out.
+        BundleError, BackendError, CheckpointError: the model cannot be read or run.
+    """
+    pairs, confidence = model_pairs(path, dataset, engine, precision)
+    told = accuracy(pairs, dataset.names, confidence)
+    return Evaluation(told, breakdown(pairs, dataset.names, confidence, seed), pairs)
+
+
+def model_accuracy(path: Path, dataset: Dataset, engine: str = "auto", precision: str = "auto") -> Accuracy:
+    """The accuracy alone, see `evaluate_model`."""
+    pairs, confidence = model_pairs(path, dataset, engine, precision)
+    return accuracy(pairs, dataset.names, confidence)
+
+
+def model_pairs(path: Path, dataset: Dataset, engine: str, precision: str) -> tuple[list[Pair], float]:
+    """(truth, found) of each held-out image, and the threshold that the model is deployed with."""
+    with _detector(path, dataset, engine, precision) as (detect, confidence):
+        return pairs_of(detect, dataset.val), confidence
+
+
+@contextmanager
+def _detector(path: Path, dataset: Dataset, engine: str, precision: str) -> Iterator[tuple[Detect, float]]:
+    """What detects, and the threshold that it is deployed with."""
+    if path.is_file():
+        yield _from_checkpoint(path, dataset)
+        return
+    bundle = Bundle.open(path)
+    _same_classes(path, bundle.manifest.classes, dataset)
+    pipeline = Pipeline.load(bundle, engine, precision, confidence=EVALUATION_CONFIDENCE)
+    try:
+        yield pipeline.detect, bundle.manifest.thresholds.confidence
+    finally:
+        pipeline.close()
+
+
+def _from_checkpoint(path: Path, dataset: Dataset) -> tuple[Detect, float]:
+    from converters.checkpoint import detector_from_checkpoint, load_checkpoint
+    from edge.torch_detector import torch_detector
+
+    checkpoint = load_checkpoint(path)
+    _same_classes(path, checkpoint.names, dataset)
+    side = checkpoint.imgsz
+    return torch_detector(detector_from_checkpoint(checkpoint), Preprocess((side, side))), Thresholds().confidence
+
+
+def _same_classes(path: Path, names: Sequence[str], dataset: Dataset) -> None:
+    if tuple(names) != dataset.names:
+        raise DataError(f"{path} has classes {list(names[:8])}, the data set {list(dataset.names[:8])}; they must be the same")

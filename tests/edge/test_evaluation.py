@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from calibration.errors import DataError
+from calibration.labels import Dataset, load_dataset
+from edge.demo.scene import SimulatedScene
+from edge.evaluation import evaluate_model, model_accuracy
+from edge.evaluation_page import evaluation_page
+from runtime.bundle import Bundle
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    out = tmp_path_factory.mktemp("data")
+    path = SimulatedScene.make(out, labels=8, seed=0, imgsz=64).data
+    kept = (out / "val.txt").read_text().splitlines()[:6]
+    (out / "val.txt").write_text("\n".join(kept) + "\n")
+    return load_dataset(path)
+
+
+def test_evaluate_model__bundle_and_checkpoint_agree(bundle: Bundle, checkpoint: Path, dataset: Dataset) -> None:
+    """The bundle was converted from the checkpoint; boxes of fresh weights have scores of nothing, so few are compared."""
+    of_bundle = evaluate_model(bundle.path, dataset, "onnxruntime", "fp32")
+    of_checkpoint = evaluate_model(checkpoint, dataset)
+    for one, other in zip(of_bundle.pairs, of_checkpoint.pairs, strict=True):
+        assert len(one[1]) == len(other[1])
+    assert of_bundle.accuracy.map50_95 == pytest.approx(of_checkpoint.accuracy.map50_95, abs=0.02)
+    assert model_accuracy(checkpoint, dataset) == of_checkpoint.accuracy
+
+
+def test_evaluation_page__shows_every_image_with_mistakes(checkpoint: Path, dataset: Dataset) -> None:
+    found = evaluate_model(checkpoint, dataset)
+    shown = evaluation_page(found, dataset.val, dataset.names, "<model>")
+    assert "&lt;model&gt;" in shown
+    assert "<script" not in shown
+    assert shown.count("<img") == 2 * len(found.breakdown.worst(8)) > 0
+    for name in dataset.names:
+        assert name in shown
+
+
+def test_evaluate_model__other_classes(checkpoint: Path, dataset: Dataset) -> None:
+    with pytest.raises(DataError, match="they must be the same"):
+        evaluate_model(checkpoint, Dataset(("other",), dataset.train, dataset.val))
