@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from converters.errors import CheckpointError
+from converters.resnet import RESNET_MODELS
 from runtime.errors import first_line
 
 SCALES = {
@@ -27,7 +28,7 @@ SCALES = {
     "yolo12": "nsmlx",
     "yolo26": "nsmlx",
 }
-MODEL_NAMES = tuple(family + scale for family, scales in SCALES.items() for scale in scales)
+MODEL_NAMES = (*(family + scale for family, scales in SCALES.items() for scale in scales), *RESNET_MODELS)
 _HEADS = ("Detect", "v10Detect")
 # The layers of the detectors in ultralytics' cfg/models (v3 to 26), then those of its RT-DETR and torchvision backbones and
 # of YOLOv5's older YAMLs. A list, because whole models are modules too: their first argument is another architecture or the

@@ -2,7 +2,8 @@
 
 A checkpoint is read with `weights_only=True`: a pickle that could run code is refused. Three forms are read: ours
 (`CHECKPOINT_FORMAT`, with architecture and class names beside the weights), a bare Ultralytics state dict, whose
-architecture is found by comparing tensor shapes, and the pickled model that Ultralytics itself writes.
+architecture is found by comparing tensor shapes, and the pickled model that Ultralytics itself writes. A ResNet's weights
+(torchvision, timm, VISSL) are the backbone of a model with that ResNet.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from converters.architecture import (
     same_network,
 )
 from converters.errors import CheckpointError
+from converters.resnet import BATCH_NORM_EPS, RESNET_MODELS, STEM, resnet_architecture, resnet_weights
 from converters.ultralytics_pickle import PickledModel, StandIn, read_pickled, stand_ins
 from runtime.errors import MissingPackageError
 from runtime.files import write_atomically
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
 CHECKPOINT_FORMAT = "edgeloop.checkpoint/1"
 HELD_OUT = "held_out_"  # lineage keys of a detector's accuracy on held-out labels
 DEFAULT_IMGSZ = 640
-_ANCHOR_HEAD = re.compile(r"model\.\d+\.m\.0\.weight")
+_ANCHOR_HEAD = re.compile(r"model\.[1-9]\d*\.m\.0\.weight")
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,11 @@ def load_checkpoint(path: Path, model: str | None = None) -> Checkpoint:
 
     if content.get("format") == CHECKPOINT_FORMAT:
         return _from_ours(path, content, model)
+    if resnet := resnet_weights(content):
+        name, tensors = resnet
+        if model not in (None, name):
+            raise CheckpointError(f"{path} holds the backbone of {name}, but --model says {model}; name the same")
+        return Checkpoint(name, (), _with_counters(tensors), kind="backbone", lineage={"checkpoint": path.name})
     if not content or not all(isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in content.items()):
         raise CheckpointError(
             f"{path} holds {content.get('format', 'an unknown layout')}, expected {CHECKPOINT_FORMAT}, a state dict of tensors "
@@ -145,6 +152,16 @@ def load_checkpoint(path: Path, model: str | None = None) -> Checkpoint:
     found = model or _matching_model(path, state)
     classes = _class_count(path, state)
     return Checkpoint(found, default_names(classes), state, lineage={"checkpoint": path.name})
+
+
+def _with_counters(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Whole floats, and zero for batch norms' counters, which older files leave out."""
+    import torch
+
+    counters = {
+        key.replace("running_mean", "num_batches_tracked"): torch.tensor(0) for key in state if key.endswith("running_mean")
+    }
+    return {**counters, **{key: _plain(value) for key, value in state.items()}}
 
 
 def _from_ours(path: Path, content: Mapping[str, Any], model: str | None) -> Checkpoint:
@@ -258,7 +275,12 @@ def build_model(name: str, classes: int) -> DetectionModel:
     import_ultralytics()
     from ultralytics.nn.tasks import DetectionModel
 
-    return end_to_end(DetectionModel(bundled_architecture(name), nc=classes, verbose=False))
+    model = end_to_end(DetectionModel(bundled_architecture(name), nc=classes, verbose=False))
+    if name in RESNET_MODELS:
+        for module in model.model[0].modules():
+            if hasattr(module, "eps"):
+                module.eps = BATCH_NORM_EPS  # Ultralytics sets YOLO's, and weights from elsewhere would mean something else
+    return model
 
 
 def build_architecture(spec: Mapping[str, Any], classes: int) -> DetectionModel:
@@ -370,13 +392,18 @@ def bundled_architecture(name: str) -> dict[str, Any]:
     from ultralytics.utils import ROOT, YAML
 
     known = {path.stem: path for path in (ROOT / "cfg/models").rglob("*.yaml")}
-    path = known.get(name) or known[name[:-1]]  # yolov9t has its own, yolo11n is a scale of yolo11
-    return {**YAML.load(path), "scale": guess_model_scale(name), "yaml_file": f"{name}.yaml"}
+    if name in RESNET_MODELS:
+        spec = resnet_architecture(name, YAML.load(known["yolo11"])["scales"])
+    else:
+        spec = YAML.load(known.get(name) or known[name[:-1]])  # yolov9t has its own, yolo11n is a scale of yolo11
+    return {**spec, "scale": guess_model_scale(name), "yaml_file": f"{name}.yaml"}
 
 
 def _outline(name: str) -> tuple[int, int]:
     """Number of layers and width of the first convolution, as the architecture's YAML gives them."""
     spec = bundled_architecture(name)
+    if name in RESNET_MODELS:
+        return len(spec["backbone"]) + len(spec["head"]), STEM
     scales = spec.get("scales") or {"": (1.0, 1.0, float("inf"))}
     _, width, most = scales.get(spec["scale"]) or next(iter(scales.values()))
     channels = min(next(layer[3][0] for layer in spec["backbone"] if layer[3]), most) * width

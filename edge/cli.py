@@ -27,7 +27,12 @@ MixedPrecision = Annotated[
     typer.Option(help="Of the arithmetic; mixed is faster on GPUs and CPUs with AVX-512 BF16."),
 ]
 Seed = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of every random stream.")]
-Model = Annotated[str, typer.Option(help="Architecture: yolov5, v8, v9, v10, yolo11, 12, 26 with their sizes.")]
+Model = Annotated[
+    str,
+    typer.Option(
+        help="Architecture: yolov5, v8, v9, v10, yolo11, 12, 26 with their sizes; yolo11n-resnet18, yolo11s-resnet50, yolo11m-resnet101."
+    ),
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the killed run in --out.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 

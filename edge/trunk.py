@@ -32,7 +32,7 @@ class Trunk(torch.nn.Module):
         head = len(layers) - 1
         if part == "backbone":
             last = family_of(model).last_backbone_layer
-            if any(layer.f != -1 for layer in layers[: last + 1]):
+            if not all(isinstance(layer.f, int) for layer in layers[: last + 1]):
                 raise CheckpointError(f"the backbone of {model} is no plain chain of layers; train it with its neck")
             self._taken: tuple[int, ...] = (last,)
         else:

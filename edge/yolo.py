@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.labels import LabeledImage
+from converters import resnet
 from converters.checkpoint import Checkpoint, build_model, import_ultralytics
 from converters.errors import CheckpointError
 from runtime.images import read_image
@@ -57,7 +58,11 @@ FAMILIES: dict[str, Family] = {
     "yolo12": Family(8, 22),
     "yolo26": Family(10, 24),
 }
-_OTHER_DEPTH = {"yolov9e": Family(29, 43)}  # v9's largest has its own yaml with auxiliary branches
+# v9's largest has its own yaml with auxiliary branches; a ResNet is one layer, whose stages three more pick.
+_OTHER_DEPTH = {
+    "yolov9e": Family(29, 43),
+    **{name: Family(resnet.LAST_BACKBONE_LAYER, resnet.LAYERS) for name in resnet.RESNET_MODELS},
+}
 
 
 @dataclass(frozen=True, slots=True)

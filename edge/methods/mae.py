@@ -62,7 +62,8 @@ class MaskedModelling(torch.nn.Module):
         with _sparse(self._layers, visible):
             for layer in self._layers:
                 current = layer(current)
-                found[images.shape[2] // current.shape[2]] = current
+                for each in current if isinstance(current, list) else [current]:  # a ResNet gives what each stage makes
+                    found[images.shape[2] // each.shape[2]] = each
         return [found[stride] for stride in sorted(found) if stride >= 8]
 
     def _decode(self, maps: list[torch.Tensor], visible: torch.Tensor) -> torch.Tensor:

@@ -129,7 +129,7 @@ def test_save_checkpoint__unwritable(checkpoint: Path) -> None:
 def test_build_model__unknown_name() -> None:
     with pytest.raises(CheckpointError, match="known are yolov5n"):
         build_model("yolo99x", 1)
-    assert len(MODEL_NAMES) == 36
+    assert len(MODEL_NAMES) == 39
 
 
 @pytest.mark.data

@@ -70,6 +70,17 @@ def test_method__is_learnt_and_reaches_the_trunk(name: str, teacher: Path) -> No
     assert np.mean(reached) > (0.3 if masked else 0.95), "gradients reach the trunk's layers"
 
 
+@pytest.mark.parametrize("name", ["dense", "simclr", "mae"])
+def test_method__around_a_resnet(name: str) -> None:
+    torch.manual_seed(0)
+    own = trunk("neck" if name != "simclr" else "backbone", "yolo11n-resnet18")
+    method: Any = build_method(name, own, SETTINGS).train()
+    method(*batch_of(method, 0)).backward()
+    stages = list(own.layers[0].m)  # type: ignore[arg-type]
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in stages[7].parameters()), "layer4"
+    assert stages[0].weight.grad.abs().sum() > 0
+
+
 @pytest.mark.parametrize(
     ("model", "part", "channels", "strides"),
     [
@@ -77,6 +88,7 @@ def test_method__is_learnt_and_reaches_the_trunk(name: str, teacher: Path) -> No
         ("yolov8n", "neck", [64, 128, 256], [8, 16, 32]), ("yolov5n", "neck", [64, 128, 256], [8, 16, 32]),
         ("yolov10n", "neck", [64, 128, 256], [8, 16, 32]), ("yolo26n", "neck", [64, 128, 256], [8, 16, 32]),
         ("yolo12n", "neck", [64, 128, 256], [8, 16, 32]), ("yolov9t", "neck", [64, 96, 128], [8, 16, 32]),
+        ("yolo11n-resnet18", "backbone", [512], [32]), ("yolo11n-resnet18", "neck", [64, 128, 256], [8, 16, 32]),
     ],
 )  # fmt: skip
 def test_trunk__maps_are_those_that_the_head_looks_at(model: str, part: Part, channels: list[int], strides: list[int]) -> None:

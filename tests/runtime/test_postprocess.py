@@ -40,7 +40,7 @@ def test_detections_from_outputs__nothing_above_the_threshold() -> None:
 
 def test_detections_from_outputs__agrees_with_torchvision() -> None:
     import torch
-    from torchvision.ops import batched_nms  # type: ignore[import-untyped]
+    from torchvision.ops import batched_nms
 
     rng = np.random.default_rng(1)
     corner, size = rng.uniform(0, 60, (200, 2)), rng.uniform(5, 40, (200, 2))
