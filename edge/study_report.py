@@ -12,12 +12,14 @@ import numpy as np
 
 from runtime.errors import MissingPackageError
 
-BASELINE = "coco"
+BASELINE, FLOOR = "coco", "scratch"  # arms that the others are measured against
 # Seeds split one set again and again, so runs are not independent: held-out over training images, which widens intervals
 # (Nadeau and Bengio 2003, "Inference for the generalization error").
 _OVERLAP = 0.2 / 0.8
 
 Records = Sequence[dict[str, Any]]
+Cell = dict[int, dict[str, Any]]  # records by seed
+Gauge = tuple[float, float]  # a mean and half of its interval; not a number where there is none
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,39 +27,43 @@ class Row:
     """An arm on a set at a fraction of labels.
 
     Attributes:
-        mean: of `map50_95` over the seeds.
-        half: half the width of its 95 % interval (Student's t); not a number for one seed.
-        gain: mean difference from the baseline with the same seed and labels; not a number for the baseline.
-        gain_half: half the width of its interval.
+        map50_95, f1: mean over the seeds and half the width of its 95 % interval (Student's t).
+        over_baseline, over_floor: the same of the differences in mAP50-95 from `BASELINE` and `FLOOR`, seed by seed.
+        f1_over_baseline: the same of those in F1.
         seeds: how many.
     """
 
     set: str
     fraction: float
     arm: str
-    mean: float
-    half: float
-    gain: float
-    gain_half: float
+    map50_95: Gauge
+    f1: Gauge
+    over_baseline: Gauge
+    over_floor: Gauge
+    f1_over_baseline: Gauge
     seeds: int
 
 
-def rows_of(records: Records, measure: str = "map50_95", baseline: str = BASELINE) -> list[Row]:
+def rows_of(records: Records) -> list[Row]:
     """One row for each set, fraction and arm, in the order of the records."""
-    values: dict[tuple[str, float, str], dict[int, float]] = {}
+    cells: dict[tuple[str, float, str], Cell] = {}
     for record in records:
-        values.setdefault((record["set"], record["fraction"], record["arm"]), {})[record["seed"]] = record[measure]
+        cells.setdefault((record["set"], record["fraction"], record["arm"]), {})[record["seed"]] = record
     rows = []
-    for (name, fraction, arm), found in values.items():
-        other = values.get((name, fraction, baseline), {})
-        gains = [value - other[seed] for seed, value in found.items() if seed in other and arm != baseline]
-        mean, half = mean_and_half(list(found.values()))
-        gain, gain_half = mean_and_half(gains)
-        rows.append(Row(name, fraction, arm, mean, half, gain, gain_half, len(found)))
+    for (name, fraction, arm), own in cells.items():
+        coco, scratch = (cells.get((name, fraction, other), {}) if other != arm else {} for other in (BASELINE, FLOOR))
+        map50_95, f1 = (mean_and_half([record[measure] for record in own.values()]) for measure in ("map50_95", "f1"))
+        gains = _gains(own, coco, "map50_95"), _gains(own, scratch, "map50_95"), _gains(own, coco, "f1")
+        rows.append(Row(name, fraction, arm, map50_95, f1, *gains, seeds=len(own)))
     return rows
 
 
-def mean_and_half(values: Sequence[float]) -> tuple[float, float]:
+def _gains(own: Cell, other: Cell, measure: str) -> Gauge:
+    """Of the seeds that both have."""
+    return mean_and_half([own[seed][measure] - other[seed][measure] for seed in own if seed in other])
+
+
+def mean_and_half(values: Sequence[float]) -> Gauge:
     """Mean and half of the 95 % interval; not a number where there is none.
 
     Raises:
@@ -75,26 +81,43 @@ def mean_and_half(values: Sequence[float]) -> tuple[float, float]:
     return float(np.mean(values)), float(student.ppf(0.975, len(values) - 1)) * deviation
 
 
-def table(rows: Sequence[Row], measure: str = "mAP50-95") -> str:
+def table(rows: Sequence[Row]) -> str:
     """Markdown; points are hundredths."""
-    lines = [f"| set | labels | arm | {measure} | against {BASELINE}, points | seeds |", "|---|---|---|---|---|---|"]
+    heads = (
+        "set",
+        "labels",
+        "arm",
+        "mAP50-95",
+        f"over {BASELINE}, points",
+        f"over {FLOOR}, points",
+        "F1",
+        f"over {BASELINE}, points",
+        "seeds",
+    )
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for row in rows:
-        gain = "" if math.isnan(row.gain) else f"{100 * row.gain:+.1f}{_half(100 * row.gain_half)}{_mark(row)}"
-        lines.append(
-            f"| {row.set} | {100 * row.fraction:g} % | {row.arm} | {row.mean:.3f}{_half(row.half, 3)} | {gain} | {row.seeds} |"
-        )
+        cells = (
+            row.set, f"{100 * row.fraction:g} %", row.arm, _value(row.map50_95), _gain(row.over_baseline), _gain(row.over_floor),
+            _value(row.f1), _gain(row.f1_over_baseline), str(row.seeds),
+        )  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _half(value: float, digits: int = 1) -> str:
-    return "" if math.isnan(value) else f" ± {value:.{digits}f}"
+def _value(gauge: Gauge) -> str:
+    mean, half = gauge
+    return f"{mean:.3f}" + ("" if math.isnan(half) else f" ± {half:.3f}")
 
 
-def _mark(row: Row) -> str:
-    """Whether the interval leaves zero out."""
-    if math.isnan(row.gain_half) or abs(row.gain) <= row.gain_half:
+def _gain(gauge: Gauge) -> str:
+    """In points, marked where the interval leaves zero out."""
+    mean, half = gauge
+    if math.isnan(mean):
         return ""
-    return " ▲" if row.gain > 0 else " ▼"
+    if math.isnan(half):
+        return f"{100 * mean:+.1f}"
+    mark = "" if abs(mean) <= half else " ▲" if mean > 0 else " ▼"
+    return f"{100 * mean:+.1f} ± {100 * half:.1f}{mark}"
 
 
 def plot(rows: Sequence[Row], path: Path) -> None:
@@ -114,9 +137,9 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     for axis, name in zip(axes, sets, strict=True):
         for index, arm in enumerate(arms):
             found = sorted((row for row in rows if (row.set, row.arm) == (name, arm)), key=lambda row: row.fraction)
-            half = [0.0 if math.isnan(row.half) else row.half for row in found]
+            half = [0.0 if math.isnan(row.map50_95[1]) else row.map50_95[1] for row in found]
             axis.errorbar(
-                [100 * row.fraction for row in found], [row.mean for row in found], half, color=f"C{index}", marker="o",
+                [100 * row.fraction for row in found], [row.map50_95[0] for row in found], half, color=f"C{index}", marker="o",
                 markersize=3, capsize=2, label=arm,
             )  # fmt: skip
         axis.set(title=name, xlabel="labels, %", ylabel="mAP50-95")
