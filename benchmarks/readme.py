@@ -1,4 +1,4 @@
-"""Writes the figures of README.md, docs/edge-convert.md and docs/edge-run.md from the JSON files in `results/`, between two marker lines."""
+"""Writes the figures of README.md and of the files in docs/ from the JSON files in `results/`, between two marker lines."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 from benchmarks.common import RESULTS, ROOT
 from benchmarks.daemon_figures import daemon_figures, rival_rows
+from benchmarks.training_figures import study_figures, training_figures
 
 START, END = "<!-- figures: written by python -m benchmarks.readme -->\n", "<!-- end of figures -->\n"
 
@@ -238,6 +239,8 @@ def main() -> None:
     ]  # fmt: skip
     write_between_marks(ROOT / "docs" / "edge-convert.md", convert)
     write_between_marks(ROOT / "docs" / "edge-run.md", [machine_line(), "\n".join(daemon_figures()).rstrip()])
+    write_between_marks(ROOT / "docs" / "self-supervision.md", [machine_line(), "\n".join(training_figures()).rstrip()])
+    write_between_marks(ROOT / "docs" / "study.md", [machine_line(), "\n".join(study_figures()).rstrip()])
 
 
 if __name__ == "__main__":

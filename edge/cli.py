@@ -186,7 +186,7 @@ def finetune(
     precision: MixedPrecision = "32-true",
     pool: Annotated[Optional[Path], typer.Option(help="Unlabeled frames that take part (mean teacher).")] = None,
     pool_weight: Annotated[float, typer.Option(min=0, max=100, help="Of their loss beside that of the labels.")] = 1.0,
-    burn_in: Annotated[float, typer.Option(min=0, max=1, help="Share of the run with labels alone before.")] = 0.3,
+    burn_in: Annotated[float, typer.Option(min=0, max=1, help="Share of the run with labels alone before.")] = 0.5,
     seed: Seed = 0,
     resume: Resume = False,
 ) -> None:

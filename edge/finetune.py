@@ -81,7 +81,7 @@ class FinetuneRequest:
     resume: bool = False
     pool: Path | None = None
     pool_weight: float = 1.0
-    burn_in: float = 0.3
+    burn_in: float = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +123,9 @@ def finetune(request: FinetuneRequest) -> Finetuned:
     detector.to(device=fabric.device, memory_format=torch.channels_last)
     optimizer = adamw(_rates(detector, request), _WEIGHT_DECAY)
     loaders = _Loaders(dataset, request)
-    ema = weight_average(detector, request.epochs * len(loaders.mosaic) if request.pool else 0)
-    teacher = _pool_teacher(request, dataset, ema, request.epochs * len(loaders.mosaic))
+    steps = request.epochs * len(loaders.mosaic)
+    ema = weight_average(detector, steps)
+    teacher = _pool_teacher(request, dataset, ema, steps)
     stateful = {"detector": detector, "ema": ema.ema, **({"thresholds": teacher.thresholds} if teacher else {})}
     run = Run(request.out, stateful, optimizer, Budget(request.epochs, request.lr), request.seed)
     digest = data_digest(dataset)

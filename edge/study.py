@@ -81,7 +81,7 @@ class FinetunePlan(_Strict):
     freeze: float = Field(default=0.0, ge=0, le=1)
     precision: Precision = "32-true"
     pool_weight: float = Field(default=1.0, ge=0)
-    burn_in: float = Field(default=0.3, ge=0, le=1)
+    burn_in: float = Field(default=0.5, ge=0, le=1)
 
 
 class SetPlan(_Strict):

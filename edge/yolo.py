@@ -31,7 +31,7 @@ Part = Literal["backbone", "neck"]
 PARTS: tuple[Part, ...] = ("backbone", "neck")
 
 
-_AVERAGED_SHARE = 0.1  # of a run's steps: what a teacher remembers
+_AVERAGED_SHARE = 0.1  # of a run's steps: what the average remembers
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,16 +173,14 @@ class WeightAverage(Protocol):
         ...
 
 
-def weight_average(detector: DetectionModel, steps: int = 0) -> WeightAverage:
+def weight_average(detector: DetectionModel, steps: int) -> WeightAverage:
     """An average that starts at the detector's weights, over about a tenth of a run of so many steps.
 
-    With 0 steps as Ultralytics has it, for runs of hundreds of thousands: in a short one it is nearly the weights themselves.
+    Ultralytics' own is for runs of hundreds of thousands; in one of hundreds it is nearly the last weights themselves.
     """
     import_ultralytics()
     from ultralytics.utils.torch_utils import ModelEMA
 
-    if not steps:
-        return cast("WeightAverage", ModelEMA(detector))
     decay = min(0.9999, max(0.0, 1 - 1 / (_AVERAGED_SHARE * steps)))
     return cast("WeightAverage", ModelEMA(detector, decay=decay, tau=max(1.0, steps / 20)))
 

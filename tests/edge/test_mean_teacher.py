@@ -95,7 +95,7 @@ def test_pool_teacher__waits_for_the_burn_in_then_teaches(data: Path, pool_dir: 
     spec = PoolSpec(imgsz=64, batch=4, seed=0, steps=100, burn_in=0.3, weight=2.0)
 
     def teacher() -> PoolTeacher:
-        made = PoolTeacher(frames, weight_average(student).ema, dataset.train, len(dataset.names), spec)
+        made = PoolTeacher(frames, weight_average(student, 100).ema, dataset.train, len(dataset.names), spec)
         made._detect = lambda images: (
             [found((0.95, 0), box=(8, 8, 30, 40))] * len(images)
         )  # a teacher with fresh weights believes nothing

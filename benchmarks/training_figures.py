@@ -1,0 +1,102 @@
+"""The tables of docs/self-supervision.md and docs/study.md from the results of the training benchmarks; those not run are left out."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+from benchmarks.common import RESULTS
+from edge.study_report import rows_of, table
+
+Figures = dict[str, Any]
+
+
+def training_figures() -> list[str]:
+    """Parts of the document, each a paragraph or a table."""
+    parts: list[str] = []
+    for name, tell in _TELL.items():
+        path = RESULTS / f"{name}.json"
+        if path.exists():
+            parts += [*tell(json.loads(path.read_text(encoding="utf-8"))), ""]
+    return parts
+
+
+def study_figures() -> list[str]:
+    """One table for each study, with its plan in a line."""
+    parts: list[str] = []
+    for path in sorted(RESULTS.glob("study_*.json")):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        plan = found["plan"]
+        parts += [
+            (
+                f"{', '.join(plan['sets'])}: {plan['model']} at {plan['imgsz']} px, {plan['finetune']['steps']} steps of "
+                f"{plan['finetune']['batch']} labelled images; self-supervision {plan['pretrain']['epochs']} epochs at "
+                f"{plan['pretrain']['imgsz']} px; {len(found['records'])} runs."
+            ),
+            "",
+            table(rows_of(found["records"])),
+            "",
+        ]
+    return parts
+
+
+def _methods(found: Figures) -> list[str]:
+    rows = [
+        (
+            f"Each method from scratch on {found['set']} ({found['model']}, {found['part']}, {found['imgsz']} px, {found['epochs']} epochs, "
+            f"batch {found['batch']}, {found['precision']}, one core); kNN and linear accuracy over labelled boxes, in points above fresh "
+            "weights:"
+        ),
+        "",
+        "| method | kNN | over fresh | linear | over fresh | images/s | minutes | loss, first to last epoch | effective rank |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, run in found["methods"].items():
+        loss, rank = run["loss"], run["effective_rank"]
+        rows.append(
+            f"| {name} | {run['knn']:.3f} | {100 * run['knn_gain']:+.1f} | {run['linear']:.3f} | {100 * run['linear_gain']:+.1f} | "
+            f"{run['images_per_s']:.1f} | {run['seconds'] / 60:.1f} | {loss[0]:.2f} → {loss[-1]:.2f} | {rank[0]:.1f} → {rank[-1]:.1f} |"
+        )
+    return rows
+
+
+def _kills(found: Figures) -> list[str]:
+    told = "; ".join(
+        f"{name}: {run['kills']} kills, weights {'the same bit for bit' if run['same_weights'] else 'DIFFERENT'}"
+        for name, run in found["methods"].items()
+    )
+    return [f"`edge pretrain` killed with -9 at random moments and resumed, against a run that was not: {told}."]
+
+
+def _shards(found: Figures) -> list[str]:
+    over = ", ".join(f"{name} {value:.1f} times" for name, value in found["loader_over_model"].items())
+    memory = [value for _, value in found["resident_mb"]]
+    return [
+        (
+            f"{found['frames']} frames in shards ({found['megabytes']} MB), a pass over {found['frames_seen']} of them on "
+            f"{found['cores']} core: first batch {found['first_batch_s']:.1f} s after the process began; views for "
+            f"{found['loader_images_per_s']:.0f} images/s, over what the model learns: {over}; memory {min(memory):.0f} to "
+            f"{max(memory):.0f} MB, {found['growth_mb_after_a_fifth']:+.1f} MB over the last four fifths."
+        )
+    ]
+
+
+def _lightly(found: Figures) -> list[str]:
+    medians = {name: statistics.median(values) for name, values in found["images_per_s"].items()}
+    told = ", ".join(f"{name} {value:.1f} images/s" for name, value in medians.items())
+    return [
+        (
+            f"SimCLR on {found['model']}'s backbone, {found['imgsz']} px, batch {found['batch']}, {found['threads']} thread, turn by turn: "
+            f"{told}; ratio {found['ratio']:.2f}."
+        )
+    ]
+
+
+_TELL: dict[str, Callable[[Figures], list[str]]] = {
+    "methods": _methods,
+    "kill_pretrain": _kills,
+    "shards": _shards,
+    "lightly_train": _lightly,
+}
