@@ -140,6 +140,8 @@ def load_checkpoint(path: Path, model: str | None = None) -> Checkpoint:
         return _from_ours(path, content, model)
     if resnet := resnet_weights(content):
         name, tensors = resnet
+        if not all(isinstance(value, torch.Tensor) for value in tensors.values()):
+            raise CheckpointError(f"{path} holds a ResNet with layers that are no tensors; save its state_dict() instead")
         if model not in (None, name):
             raise CheckpointError(f"{path} holds the backbone of {name}, but --model says {model}; name the same")
         return Checkpoint(name, (), _with_counters(tensors), kind="backbone", lineage={"checkpoint": path.name})

@@ -7,7 +7,8 @@ any prefix (`module.encoder_q.`), and from VISSL's checkpoints, which keep them 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from converters.errors import CheckpointError
@@ -27,8 +28,9 @@ RESNET_MODELS = tuple(_RESNETS)
 LAYERS, LAST_BACKBONE_LAYER = 19, 3
 STEM = 64  # channels of the first convolution
 _PLACES = {"conv1": 0, "bn1": 1, "layer1": 4, "layer2": 5, "layer3": 6, "layer4": 7}  # among a ResNet's children
-_FIRST = "conv1.weight"
-_MOST_DEPTH = 6  # of the mappings in a file
+_STEM = "conv1.weight"
+_PLAIN = re.compile(r"(conv1|bn1|layer[1-4]\.\d+\.((conv|bn)[123]|downsample\.[01]))\.[a-z_]+")
+_MOST_MAPPINGS = 1000  # in a file
 
 
 def resnet_architecture(name: str, scales: Mapping[str, Any]) -> dict[str, Any]:
@@ -65,26 +67,30 @@ def resnet_weights(content: Mapping[Any, Any]) -> tuple[str, dict[str, torch.Ten
     """The model of ours that a file's ResNet is the backbone of, and its tensors by our names; None if it holds no ResNet.
 
     Raises:
-        CheckpointError: a ResNet of another depth.
+        CheckpointError: a ResNet of another depth or kind.
     """
-    state = _tensors_with(content, _FIRST)
-    if state is None:
-        return None
-    prefix = min(
-        (key for key in state if key.endswith(_FIRST) and ".layer" not in key and not key.startswith("layer")), key=len
-    )
-    prefix = prefix.removesuffix(_FIRST)
-    if not any(key.startswith(f"{prefix}layer4.") for key in state):
-        return None
-    own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-    depth = len({key.split(".")[1] for key in own if key.startswith("layer3.")}), "layer1.0.conv3.weight" in own
+    for state in _mappings(content):
+        for key in state:
+            prefix = key.removesuffix(_STEM) if isinstance(key, str) and key.endswith(_STEM) else None
+            if prefix is not None and f"{prefix}layer4.0.conv1.weight" in state:
+                return _taken(
+                    {k.removeprefix(prefix): v for k, v in state.items() if isinstance(k, str) and k.startswith(prefix)}
+                )
+    return None
+
+
+def _taken(own: Mapping[str, Any]) -> tuple[str, dict[str, torch.Tensor]]:
+    """By our names; a tensor that no plain ResNet has (squeeze and excitation, anti-aliasing) would be lost without a word."""
+    stages = {key: value for key, value in own.items() if key.split(".")[0] in _PLACES}
+    strange = [key for key in stages if not _PLAIN.fullmatch(key)]
+    depth = len({key.split(".")[1] for key in stages if key.startswith("layer3.")}), "layer1.0.conv3.weight" in stages
     named = [name for name, (_, _, known) in _RESNETS.items() if known == depth]
-    if not named:
+    if strange or not named:
+        why = f"it has {strange[0]}" if strange else f"{depth[0]} blocks in its third stage"
         raise CheckpointError(
-            f"a ResNet with {depth[0]} blocks in its third stage is none of {', '.join(kind for kind, _, _ in _RESNETS.values())}; "
-            "take one of those"
+            f"a ResNet that is none of {', '.join(kind for kind, _, _ in _RESNETS.values())} ({why}); take one of those"
         )
-    return named[0], {_our_name(key): value for key, value in own.items() if key.split(".")[0] in _PLACES}
+    return named[0], {_our_name(key): value for key, value in stages.items()}
 
 
 def _our_name(key: str) -> str:
@@ -92,14 +98,13 @@ def _our_name(key: str) -> str:
     return f"model.0.m.{_PLACES[first]}.{rest}"
 
 
-def _tensors_with(content: Mapping[Any, Any], ending: str, depth: int = 0) -> Mapping[str, torch.Tensor] | None:
-    """The first mapping, at whatever depth, that has a tensor of that name below any prefix outside a stage."""
-    wanted = re.compile(rf"(?!.*layer\d).*{re.escape(ending)}$")
-    if any(isinstance(key, str) and wanted.match(key) and _is_tensor(value) for key, value in content.items()):
-        return {key: value for key, value in content.items() if isinstance(key, str) and _is_tensor(value)}
-    inner = [value for value in content.values() if isinstance(value, Mapping)] if depth < _MOST_DEPTH else []
-    return next((found for each in inner if (found := _tensors_with(each, ending, depth + 1)) is not None), None)
-
-
-def _is_tensor(value: object) -> bool:
-    return hasattr(value, "detach")  # without torch: what was read holds tensors and containers only
+def _mappings(content: Mapping[Any, Any]) -> Iterator[Mapping[Any, Any]]:
+    """A file's mappings, the outer ones first, each once, and not more than a checkpoint has."""
+    seen, waiting = {id(content)}, deque([content])
+    while waiting:
+        current = waiting.popleft()
+        yield current
+        for value in current.values():
+            if isinstance(value, Mapping) and id(value) not in seen and len(seen) < _MOST_MAPPINGS:
+                seen.add(id(value))
+                waiting.append(value)

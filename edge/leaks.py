@@ -16,9 +16,10 @@ from runtime.images import decode_image, read_image
 from runtime.pool import Pool
 from runtime.progress import Progress
 
-_SMALL, _LARGE, _PARTS = 32, 256, 16  # pixels of a side, pixels of a side, parts of a side
+_SMALL, _LARGE, _PART = 32, 256, 8  # pixels: sides of the two pictures, and of the parts of the large one
 _ALIKE = 0.97  # correlation of two small pictures, from which on they are looked at again
 _SAME_LEVELS = 12.0  # mean grey levels by which no part may differ: what a JPEG of another quality changes
+_GAINS = (0.4, 2.5)  # of one picture's contrast over the other's
 
 
 def leaks_of(pool: Pool, held_out: Sequence[Path]) -> dict[str, Path]:
@@ -30,35 +31,42 @@ def leaks_of(pool: Pool, held_out: Sequence[Path]) -> dict[str, Path]:
     """
     if not held_out:
         return {}
-    known = np.stack([_small(read_image(path)) for path in held_out])
+    large = [_grey(read_image(path)) for path in held_out]  # 64 KB each
+    small = np.stack([_small(grey) for grey in large])
     found: dict[str, Path] = {}
     entries = pool.entries(with_embeddings=False)
     with Progress("leaks", len(entries)) as progress:
         for entry in entries:
-            image = decode_image(pool.read_jpeg(entry), entry.sha256)
-            alike = known @ _small(image)
-            for index in np.flatnonzero(alike >= _ALIKE).tolist():
-                if same_picture(image, read_image(held_out[index])):
-                    found[entry.sha256] = held_out[index]
-                    break
+            own = _grey(decode_image(pool.read_jpeg(entry), entry.sha256))
+            alike = np.flatnonzero(small @ _small(own) >= _ALIKE).tolist()
+            same = next((index for index in alike if _same(own, large[index])), None)
+            if same is not None:
+                found[entry.sha256] = held_out[same]
             progress.advance("")
     return found
 
 
 def same_picture(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> bool:
-    """Whether two pictures, uint8 (h, w, 3) BGR of any sizes, show the same in every part, whatever the light."""
-    one, other = (_grey(image, _LARGE) for image in (first, second))
-    apart = np.abs((one - one.mean()) - (other - other.mean()))
-    side = _LARGE // _PARTS
-    parts = apart.reshape(_PARTS, side, _PARTS, side).mean((1, 3))
-    return float(parts.max()) <= _SAME_LEVELS
+    """Whether two pictures, uint8 (h, w, 3) BGR of any sizes, show the same in every part, whatever brightness and contrast."""
+    return _same(_grey(first), _grey(second))
 
 
-def _small(image: NDArray[np.uint8]) -> NDArray[np.float32]:
-    vector = _grey(image, _SMALL)
-    vector = (vector - vector.mean()).ravel()
+def _same(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> bool:
+    one, other = (grey.astype(np.float32) - float(grey.mean()) for grey in (first, second))
+    gain = float(one.std()) / max(1e-6, float(other.std()))
+    if not _GAINS[0] <= gain <= _GAINS[1]:
+        return False
+    return float(np.abs(cv2.blur(one - gain * other, (_PART, _PART))).max()) <= _SAME_LEVELS
+
+
+def _small(grey: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """A unit vector."""
+    vector = cv2.resize(grey, (_SMALL, _SMALL), interpolation=cv2.INTER_AREA).astype(np.float32).ravel()
+    vector -= vector.mean()
     return np.asarray(vector / max(1e-6, float(np.linalg.norm(vector))), np.float32)
 
 
-def _grey(image: NDArray[np.uint8], side: int) -> NDArray[np.float32]:
-    return cv2.cvtColor(cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA), cv2.COLOR_BGR2GRAY).astype(np.float32)
+def _grey(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The large picture, uint8 (256, 256)."""
+    way = cv2.INTER_AREA if min(image.shape[:2]) >= _LARGE else cv2.INTER_LINEAR
+    return np.asarray(cv2.cvtColor(cv2.resize(image, (_LARGE, _LARGE), interpolation=way), cv2.COLOR_BGR2GRAY), np.uint8)

@@ -12,7 +12,7 @@ import torch
 from converters.checkpoint import detector_from_checkpoint, load_checkpoint
 from edge.errors import TrainingError
 from edge.methods import Settings
-from edge.methods.views import TwoViews, ViewSpec
+from edge.methods.views import RandomView, ViewSpec
 from edge.trunk import Trunk
 
 TEMPERATURE = 0.07  # of the similarities, as LightlyTrain's
@@ -33,7 +33,7 @@ class Distill(torch.nn.Module):
         if settings.teacher is None:
             raise TrainingError("distill needs a teacher; name the checkpoint of a larger detector with --teacher")
         self.trunk = trunk
-        self.views = TwoViews(ViewSpec(settings.imgsz, upright=settings.upright))
+        self.views = RandomView(ViewSpec(settings.imgsz, upright=settings.upright))
         checkpoint = load_checkpoint(settings.teacher)
         teacher = Trunk(detector_from_checkpoint(checkpoint), checkpoint.model)
         self._teacher = [teacher.eval().requires_grad_(False)]  # in a list: no part of our state, nor of what is trained

@@ -15,7 +15,7 @@ import torch
 
 from edge.large_batch import statistics_kept
 from edge.methods import Settings
-from edge.methods.views import TwoViews, ViewSpec
+from edge.methods.views import RandomView, ViewSpec
 from edge.trunk import Trunk
 
 STRIDE = 32
@@ -31,7 +31,7 @@ class MaskedModelling(torch.nn.Module):
     def __init__(self, trunk: Trunk, settings: Settings) -> None:
         super().__init__()
         self.trunk = trunk
-        self.views = TwoViews(
+        self.views = RandomView(
             ViewSpec(settings.imgsz // STRIDE * STRIDE, jitter=_LIGHT, grey=0, blur=0, upright=settings.upright)
         )
         self._layers = maskable(trunk)

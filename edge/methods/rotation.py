@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 from edge.methods import Settings
-from edge.methods.views import TwoViews, ViewSpec
+from edge.methods.views import RandomView, ViewSpec
 from edge.trunk import Trunk, pooled
 
 
@@ -18,7 +18,7 @@ class Rotation(torch.nn.Module):
     def __init__(self, trunk: Trunk, settings: Settings) -> None:
         super().__init__()
         self.trunk = trunk
-        self.views = TwoViews(ViewSpec(settings.imgsz, upright=True))  # a flipped scene would answer for a turned one
+        self.views = RandomView(ViewSpec(settings.imgsz, upright=True))  # a flipped scene would answer for a turned one
         self.head = torch.nn.Linear(sum(trunk.channels), 4)
 
     def forward(self, first: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,7 @@ import torchvision
 from converters.checkpoint import Checkpoint, build_model, detector_from_checkpoint, load_checkpoint, save_checkpoint
 from converters.errors import CheckpointError
 from converters.onnx_from_torch import Detector, import_detector
-from converters.resnet import RESNET_MODELS
+from converters.resnet import RESNET_MODELS, resnet_weights
 from edge.trunk import Trunk
 from edge.yolo import build_detector, inject, part_keys
 from tests.converters.detectors import NAMES, spread
@@ -64,11 +64,33 @@ def test_load_checkpoint__a_resnet_gives_the_stages_that_torchvision_gives(layou
 
 def test_load_checkpoint__other_resnets(tmp_path: Path) -> None:
     torch.save(torchvision.models.resnet34(weights=None).state_dict(), tmp_path / "34.pth")
-    with pytest.raises(CheckpointError, match="6 blocks in its third stage is none of resnet18"):
+    with pytest.raises(CheckpointError, match="6 blocks in its third stage"):
         load_checkpoint(tmp_path / "34.pth")
     torch.save(resnet18().state_dict(), tmp_path / "18.pth")
     with pytest.raises(CheckpointError, match="holds the backbone of yolo11n-resnet18, but --model says yolo11n"):
         load_checkpoint(tmp_path / "18.pth", "yolo11n")
+
+
+def test_load_checkpoint__a_resnet_with_more_than_ours_has_is_refused(tmp_path: Path) -> None:
+    state = {**resnet18().state_dict(), "layer1.0.se.fc1.weight": torch.zeros(4)}
+    torch.save(state, tmp_path / "se.pth")
+    with pytest.raises(CheckpointError, match=r"it has layer1.0.se.fc1.weight"):
+        load_checkpoint(tmp_path / "se.pth")
+
+
+@pytest.mark.parametrize("name", ["layers.0.conv1.weight", "encoder.layer.conv1.weight", "conv1.weight\n", "bn1", "layer4"])
+def test_load_checkpoint__what_looks_like_a_resnet_and_is_none(name: str, tmp_path: Path) -> None:
+    torch.save({name: torch.zeros(4)}, tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match="has no YOLO detection head"):
+        load_checkpoint(tmp_path / "x.pth")
+
+
+def test_resnet_weights__mappings_in_each_other_are_looked_at_once() -> None:
+    inner: dict[Any, Any] = {}
+    for _ in range(12):
+        inner = dict.fromkeys(range(50), inner)
+    inner[0] = inner
+    assert resnet_weights(inner) is None
 
 
 @pytest.mark.parametrize("name", RESNET_MODELS)

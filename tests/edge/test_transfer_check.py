@@ -24,16 +24,25 @@ def test_told_apart__the_same_and_two_worlds() -> None:
     assert told_apart(first, other) > 0.95
 
 
-def test_same_picture__again_in_other_light_and_quality_but_not_with_something_new() -> None:
-    """A fixed camera's next frame is all but the same picture: one object more makes it another."""
-    image = Line(3, (320, 240)).image(10)
-    darker = (cv2.resize(image, (400, 300)) * 0.9).astype(np.uint8)
-    again = decode_image(cv2.imencode(".jpg", darker, [cv2.IMWRITE_JPEG_QUALITY, 60])[1].tobytes(), "again")
+@pytest.mark.parametrize("gain", [0.5, 0.8, 1.1])
+def test_same_picture__again_in_other_light_and_quality(gain: float) -> None:
+    image = (Line(3, (320, 240)).image(10) * 0.9).astype(np.uint8)
+    other = cv2.convertScaleAbs(cv2.resize(image, (400, 300)), alpha=gain)
+    again = decode_image(cv2.imencode(".jpg", other, [cv2.IMWRITE_JPEG_QUALITY, 60])[1].tobytes(), "again")
     assert same_picture(image, again)
-    other = image.copy()
-    other[100:140, 150:190] = 255 - other[100:140, 150:190]
-    assert not same_picture(image, other)
-    assert not same_picture(image, Line(3, (320, 240)).image(60))
+
+
+@pytest.mark.parametrize(("side", "levels"), [(20, 60), (24, 40), (40, 30)])
+def test_same_picture__one_small_object_more_is_another_picture(side: int, levels: int) -> None:
+    """A fixed camera's next frame is all but the same picture."""
+    image = Line(3, (640, 480)).image(10)
+    for left, top in ((300, 200), (37, 111), (600, 440)):
+        other = image.astype(np.int16)
+        other[top : top + side, left : left + side] += np.where(
+            other[top : top + side, left : left + side] > 128, -levels, levels
+        )
+        assert not same_picture(image, other.astype(np.uint8))
+    assert not same_picture(image, Line(3, (640, 480)).image(60))
 
 
 @pytest.fixture(scope="module")
