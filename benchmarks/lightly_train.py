@@ -105,7 +105,7 @@ def weights(study: Path, epochs: int, imgsz: int, batch: int) -> None:
     for pool in sorted(study.glob("*/seed*/_pool")):
         name, seed = pool.parent.parent.name, int(pool.parent.name.removeprefix("seed"))
         out = study / "lightly" / f"{name}-{seed}"
-        result = out.with_suffix(".pt")
+        result = out.with_name(f"{out.name}.pt")
         if not result.is_file():
             theirs(pool / "frames", out, imgsz, batch, epochs, seed)
             shutil.copy(out / "exported_models" / "exported_last.pt", result)

@@ -126,7 +126,7 @@ def _size_row(
     for (truth, _), match in zip(shown, matches, strict=True):
         sides = truth.xyxy[:, 2:] - truth.xyxy[:, :2]
         area = sides[:, 0] * sides[:, 1]
-        chosen = (area >= limits[index]) & (area < limits[index + 1])
+        chosen = (area >= limits[index]) & (area <= limits[index + 1])  # a box on the limit counts on both sides, as COCO's
         boxes += int(chosen.sum())
         hits += int(chosen[match[match >= 0]].sum())
     curve = precisions[:, :, :, index + 1]

@@ -320,23 +320,11 @@ def evaluate(
 
     dataset = load_dataset(data)
     found = evaluate_model(model, dataset, engine, precision)
+    whole = {**found.accuracy.as_dict(), **found.breakdown.as_dict()}
+    typer.echo(json.dumps(whole, indent=2) if as_json else "\n".join(found.lines()))
     if report:
+        report.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(report, evaluation_page(found, dataset.val, dataset.names, f"{model} on {data}").encode())
-    told, parts = found.accuracy, found.breakdown
-    if as_json:
-        typer.echo(json.dumps({**told.as_dict(), **parts.as_dict()}, indent=2))
-        return
-    (low, high), (f1_low, f1_high) = parts.map_interval, parts.f1_interval
-    typer.echo(
-        f"mAP50-95 {told.map50_95:.4f} ({low:.4f} to {high:.4f})  mAP50 {told.map50:.4f}  at confidence {told.confidence:g}: "
-        f"F1 {told.f1:.4f} ({f1_low:.4f} to {f1_high:.4f})  precision {told.precision:.4f}  recall {told.recall:.4f}  "
-        f"({told.images} images)"
-    )
-    rows = [(each.name, each.boxes, each.map50_95, each.map50, each.recall) for each in parts.classes]
-    rows += [(each.name, each.boxes, each.map50_95, each.map50, each.recall) for each in parts.sizes]
-    for name, boxes, map50_95, map50, recall in rows:
-        if boxes:
-            typer.echo(f"  {name:20} {boxes:6} boxes  AP50-95 {map50_95:.3f}  AP50 {map50:.3f}  recall {recall:.3f}")
 
 
 @program.app.command()

@@ -14,7 +14,6 @@ from calibration.labels import Dataset
 from runtime.bundle import Bundle
 from runtime.pipeline import Pipeline
 from runtime.postprocess import Thresholds
-from runtime.preprocess import Preprocess
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +29,23 @@ class Evaluation:
     accuracy: Accuracy
     breakdown: Breakdown
     pairs: Sequence[Pair]
+
+    def lines(self) -> list[str]:
+        """For people: the whole, then classes and sizes."""
+        told, parts = self.accuracy, self.breakdown
+        (low, high), (f1_low, f1_high) = parts.map_interval, parts.f1_interval
+        whole = (
+            f"mAP50-95 {told.map50_95:.4f} ({low:.4f} to {high:.4f})  mAP50 {told.map50:.4f}  at confidence {told.confidence:g}: "
+            f"F1 {told.f1:.4f} ({f1_low:.4f} to {f1_high:.4f})  precision {told.precision:.4f}  recall {told.recall:.4f}  "
+            f"({told.images} images)"
+        )
+        rows = [(each.name, each.boxes, each.map50_95, each.map50, each.recall) for each in parts.classes]
+        rows += [(each.name, each.boxes, each.map50_95, each.map50, each.recall) for each in parts.sizes]
+        return [whole] + [
+            f"  {name:20} {boxes:6} boxes  AP50-95 {map50_95:.3f}  AP50 {map50:.3f}  recall {recall:.3f}"
+            for name, boxes, map50_95, map50, recall in rows
+            if boxes
+        ]
 
 
 def evaluate_model(path: Path, dataset: Dataset, engine: str = "auto", precision: str = "auto", seed: int = 0) -> Evaluation:
@@ -60,6 +76,10 @@ def model_pairs(path: Path, dataset: Dataset, engine: str, precision: str) -> tu
 def _detector(path: Path, dataset: Dataset, engine: str, precision: str) -> Iterator[tuple[Detect, float]]:
     """What detects, and the threshold that it is deployed with."""
     if path.is_file():
+        if (engine, precision) != ("auto", "auto"):
+            raise DataError(
+                f"{path} is a checkpoint, which runs in torch; leave out --engine and --precision, or name a bundle"
+            )
         yield _from_checkpoint(path, dataset)
         return
     bundle = Bundle.open(path)
@@ -73,12 +93,13 @@ def _detector(path: Path, dataset: Dataset, engine: str, precision: str) -> Iter
 
 def _from_checkpoint(path: Path, dataset: Dataset) -> tuple[Detect, float]:
     from converters.checkpoint import detector_from_checkpoint, load_checkpoint
+    from converters.imported import square_canvas
     from edge.torch_detector import torch_detector
 
     checkpoint = load_checkpoint(path)
+    detector = detector_from_checkpoint(checkpoint)
     _same_classes(path, checkpoint.names, dataset)
-    side = checkpoint.imgsz
-    return torch_detector(detector_from_checkpoint(checkpoint), Preprocess((side, side))), Thresholds().confidence
+    return torch_detector(detector, square_canvas(checkpoint.imgsz)), Thresholds().confidence
 
 
 def _same_classes(path: Path, names: Sequence[str], dataset: Dataset) -> None:

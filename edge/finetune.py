@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from calibration.accuracy import Accuracy, evaluate
 from calibration.labels import Dataset, load_dataset
 from converters.checkpoint import HELD_OUT, Checkpoint, load_checkpoint, save_checkpoint
 from converters.errors import CheckpointError
+from converters.resnet import RESNET_MODELS
 from edge.errors import TrainingError
 from edge.pool_light import PoolLight
 from edge.processes import Precision, detection_loss, launched_fabric, several
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 
 DETECTOR = "detector.pt"
 _WEIGHT_DECAY = 5e-4
+_REMEDIES = "lower it, lower --imgsz, or take a smaller --model"
 _PLAIN_SHARE = 0.2  # of the epochs, at the end, without mosaic: the model then sees pictures as the camera gives them
 
 
@@ -48,7 +51,8 @@ class FinetuneRequest:
         init: weights to start from, in the order they are injected (a detector, then a backbone); none = scratch.
         imgsz: side of the square input in pixels.
         batch, epochs, lr, seed: the usual.
-        freeze: share of the epochs, from the first on, in which the backbone stays as it is; 1 trains neck and head only.
+        freeze: share of the epochs, from the first on, in which the backbone stays as it is, whole epochs, rounded
+            up; 1 trains neck and head only.
         layer_decay: learning rate of a layer over that of the one behind it, 1 for the same in all: layers near the input
             hold what all pictures have in common, and few labels would spoil it (as in BEiT, arXiv 2106.08254).
         precision: of the arithmetic, as Lightning Fabric names it.
@@ -109,40 +113,26 @@ def finetune(request: FinetuneRequest) -> Finetuned:
     """
     import torch
 
-    if request.imgsz % STRIDE:
-        raise TrainingError(
-            f"--imgsz must be a multiple of {STRIDE}, but got {request.imgsz}; try {-(-request.imgsz // STRIDE) * STRIDE}"
-        )
-    if several():
-        raise TrainingError("fine-tuning runs in one process; start it without torchrun")
-    check_run_folder(request.out, resume=request.resume)  # before the data is read, and long before the first checkpoint
+    _check(request)
     dataset = load_dataset(request.data)
+    digest = data_digest(dataset)
     fabric = launched_fabric(request.precision)
     detector = build_detector(request.model, dataset.names, request.seed)
-    injected = _inject_all(detector, request)
+    lineage = {**_inject_all(detector, request), **_lineage(request, dataset, digest)}
     detector.to(device=fabric.device, memory_format=torch.channels_last)
     optimizer = adamw(_rates(detector, request), _WEIGHT_DECAY)
     loaders = _Loaders(dataset, request)
-    steps = request.epochs * len(loaders.mosaic)
-    ema = weight_average(detector, steps)
-    teacher = _pool_teacher(request, dataset, ema, steps)
-    stateful = {"detector": detector, "ema": ema.ema, **({"thresholds": teacher.thresholds} if teacher else {})}
+    steps_an_epoch = len(loaders.mosaic)
+    ema = weight_average(detector, request.epochs * steps_an_epoch)
+    teacher = _pool_teacher(request, dataset, ema, request.epochs * steps_an_epoch)
+    stateful = {"detector": detector, "ema": ema.ema, **({"pool": teacher} if teacher else {})}
     run = Run(request.out, stateful, optimizer, Budget(request.epochs, request.lr), request.seed)
-    digest = data_digest(dataset)
     run.start(_fingerprint(request, dataset, digest), resume=request.resume)
-    lineage = {
-        **injected,
-        "labels_sha256": digest,
-        "labels": str(len(dataset.train)),
-        "finetune_epochs": str(request.epochs),
-        "finetune_seed": str(request.seed),
-    }
     found: Accuracy | None = None
-    remedies = "lower it, lower --imgsz, or take a smaller --model"
-    left = (request.epochs - run.epoch) * len(loaders.mosaic)
-    with memory_told(request.batch, remedies), Progress("finetune", left) as progress:
-        ema.updates = run.epoch * len(loaders.mosaic)
-        for epoch in run.epochs(len(loaders.mosaic)):
+    left = (request.epochs - run.epoch) * steps_an_epoch
+    with memory_told(request.batch, _REMEDIES), Progress("finetune", left) as progress:
+        ema.updates = run.epoch * steps_an_epoch
+        for epoch in run.epochs(steps_an_epoch):
             _train_mode(detector, request, epoch)
             figures = train_epoch(run, loaders.of(epoch), _loss(detector, ema, teacher, fabric), progress)
             figures |= _believed(teacher)
@@ -150,14 +140,36 @@ def finetune(request: FinetuneRequest) -> Finetuned:
                 found = _evaluate(ema.ema, dataset, request)
                 figures |= {"map50_95": found.map50_95, "f1": found.f1}
             run.finish_epoch(_checkpoint(ema.ema, dataset, request, lineage), figures)
-    path = request.out / DETECTOR
     if found is None and dataset.val:
         found = _evaluate(ema.ema, dataset, request)
     measured = {f"{HELD_OUT}{name}": str(value) for name, value in found.as_dict().items()} if found else {}
+    path = request.out / DETECTOR
     save_checkpoint(path, with_training(_checkpoint(ema.ema, dataset, request, {**lineage, **measured}), None))
     if teacher:
+        for name in teacher.damaged:
+            sys.stderr.write(f"left out, damaged: {name}\n")
         Snapshot(request.out).remove()
     return Finetuned(path, found, run.extra.get("figures", []))
+
+
+def _check(request: FinetuneRequest) -> None:
+    """Whether the run can start, before the data is read and long before the first checkpoint."""
+    if request.imgsz % STRIDE:
+        raise TrainingError(
+            f"--imgsz must be a multiple of {STRIDE}, but got {request.imgsz}; try {-(-request.imgsz // STRIDE) * STRIDE}"
+        )
+    if several():
+        raise TrainingError("fine-tuning runs in one process; start it without torchrun")
+    check_run_folder(request.out, resume=request.resume)
+
+
+def _lineage(request: FinetuneRequest, dataset: Dataset, digest: str) -> dict[str, str]:
+    return {
+        "labels_sha256": digest,
+        "labels": str(len(dataset.train)),
+        "finetune_epochs": str(request.epochs),
+        "finetune_seed": str(request.seed),
+    }
 
 
 def _fingerprint(request: FinetuneRequest, dataset: Dataset, digest: str) -> dict[str, str | float]:
@@ -208,14 +220,15 @@ def _inject_all(detector: DetectionModel, request: FinetuneRequest) -> dict[str,
 
 
 def _rates(detector: DetectionModel, request: FinetuneRequest) -> list[tuple[torch.nn.Module, float]]:
-    """Each layer and its peak learning rate, highest at the head."""
-    layers = list(detector.model)
+    """Each layer and its peak learning rate, highest at the head; the stages of a ResNet are layers too."""
+    first, *others = detector.model
+    layers = [*(first.m if request.model in RESNET_MODELS else [first]), *others]
     return [(layer, request.lr * request.layer_decay ** (len(layers) - 1 - depth)) for depth, layer in enumerate(layers)]
 
 
 def _train_mode(detector: DetectionModel, request: FinetuneRequest, epoch: int) -> None:
     detector.train()
-    frozen = epoch < round(request.freeze * request.epochs)
+    frozen = epoch < math.ceil(request.freeze * request.epochs)
     for layer in list(detector.model)[: family_of(request.model).last_backbone_layer + 1]:
         layer.requires_grad_(not frozen)
         layer.train(not frozen)  # frozen weights with moving batch-norm statistics would not be frozen

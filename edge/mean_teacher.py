@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -59,7 +59,7 @@ class PoolTeacher:
     """Gives the loss of a student on unlabeled frames.
 
     Attributes:
-        thresholds: what is believed, by class; part of the run's state.
+        thresholds: what is believed, by class.
         boxes: believed so far, for the log.
         frames: looked at so far.
         damaged: names of frames that could not be read.
@@ -71,7 +71,7 @@ class PoolTeacher:
         """`teacher` is the student's average, which goes on changing; `labels` are those that the student learns from."""
         self._frames, self._spec = frames, spec
         self._preprocess = Preprocess((spec.imgsz, spec.imgsz))
-        self._detect = canvas_detector(teacher)
+        self._detect = canvas_detector(teacher, self._preprocess.scale)
         counts = np.bincount(np.concatenate([item.class_id for item in labels]), minlength=classes)
         self.thresholds = ClassThresholds(counts / len(labels))
         self._empty = sum(not len(item.class_id) for item in labels) / len(labels)
@@ -87,6 +87,15 @@ class PoolTeacher:
                 albumentations.CoarseDropout((1, 4), (0.02, 0.12), (0.02, 0.12), fill=114, p=0.5),
             ]
         )
+
+    def state_dict(self) -> dict[str, object]:
+        """For a checkpoint: what a resumed run must know."""
+        return {"thresholds": self.thresholds.state_dict(), "boxes": self.boxes, "frames": self.frames}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes up what `state_dict` gave."""
+        self.thresholds.load_state_dict(state["thresholds"])
+        self.boxes, self.frames = int(state["boxes"]), int(state["frames"])
 
     def loss(self, student: DetectionModel, step: int, fabric: Fabric) -> torch.Tensor | None:
         """Of the step's frames, weighted; None in the burn-in, or when nothing is believed."""
@@ -134,14 +143,16 @@ class PoolTeacher:
         if self._pass != number // len(self._frames):
             self._pass = number // len(self._frames)
             self._order = np.random.default_rng((self._spec.seed, _STREAM, self._pass)).permutation(len(self._frames))
-        for later in range(1 + int(MOST_DAMAGED * len(self._frames))):
+        for later in range(len(self._frames)):
             position = int(self._order[(number + later) % len(self._frames)])
             try:
                 return self._frames.read(position)
             except PoolError:
                 self.damaged[self._frames.name(position)] = None
+            if len(self.damaged) > MOST_DAMAGED * len(self._frames):
+                break
         raise TrainingError(
-            f"more than {len(self.damaged) - 1} frames in a row are damaged, first {next(iter(self.damaged))}; find and remove "
+            f"{len(self.damaged)} of {len(self._frames)} frames are damaged, first {next(iter(self.damaged))}; find and remove "
             "them with: edge pool check POOL --repair, and start a new run"
         )
 

@@ -30,17 +30,19 @@ def torch_detector(detector: DetectionModel, preprocess: Preprocess) -> Detect:
 
     def detect(image: NDArray[np.uint8]) -> Detections:
         letterbox = preprocess.letterbox(image, canvas[0])
-        return detections_from_outputs(_outputs(detector, canvas), 0, letterbox, _thresholds(detector))
+        return detections_from_outputs(_outputs(detector, canvas, preprocess.scale), 0, letterbox, _thresholds(detector))
 
     return detect
 
 
-def canvas_detector(detector: DetectionModel) -> DetectCanvases:
-    """The same for pictures that have the input's size already: uint8 (n, h, w, 3) BGR → boxes in their pixels."""
+def canvas_detector(detector: DetectionModel, scale: float) -> DetectCanvases:
+    """The same for pictures that have the input's size already: uint8 (n, h, w, 3) BGR → boxes in their pixels; a byte times `scale` is
+    what the detector takes.
+    """
     detector.eval()
 
     def detect(canvases: NDArray[np.uint8]) -> list[Detections]:
-        outputs, as_it_is = _outputs(detector, canvases), Letterbox(1.0, 0, 0, (canvases.shape[2], canvases.shape[1]))
+        outputs, as_it_is = _outputs(detector, canvases, scale), Letterbox(1.0, 0, 0, (canvases.shape[2], canvases.shape[1]))
         return [detections_from_outputs(outputs, row, as_it_is, _thresholds(detector)) for row in range(len(canvases))]
 
     return detect
@@ -54,13 +56,13 @@ def _thresholds(detector: DetectionModel) -> Thresholds:
     return Thresholds(EVALUATION_CONFIDENCE, None) if _is_end_to_end(detector) else Thresholds(EVALUATION_CONFIDENCE)
 
 
-def _outputs(detector: DetectionModel, canvases: NDArray[np.uint8]) -> Outputs:
+def _outputs(detector: DetectionModel, canvases: NDArray[np.uint8], scale: float) -> Outputs:
     import torch
 
     rgb = torch.from_numpy(np.ascontiguousarray(canvases[..., ::-1].transpose(0, 3, 1, 2)))
     with torch.inference_mode():
         images = rgb.to(next(detector.parameters()).device).contiguous(memory_format=torch.channels_last)
-        predictions = detector(images.float() / 255)[0].float().cpu()
+        predictions = detector(images.float() * scale)[0].float().cpu()
     return _end_to_end(predictions) if _is_end_to_end(detector) else _top_k(predictions)
 
 

@@ -103,6 +103,8 @@ def check_transfer(request: CheckRequest, *, remove: bool = False) -> TransferCh
     if request.reference:
         with Pool.open(request.reference) as pool:
             reference = _sample(pool, preprocess, {})
+        if len(reference) < _FOLDS:
+            raise TrainingError(f"{len(reference)} frames in {request.reference} are too few to compare; {_FOLDS} are needed")
     with Progress("look", len(frames) + len(labelled) + len(reference)) as progress:
         own, theirs = (unit_vectors(features(trunk, images, progress)) for images in (frames, labelled))
         from_labels = told_apart(own, theirs)

@@ -13,6 +13,7 @@ from calibration.labels import load_dataset
 from converters.checkpoint import detector_from_checkpoint, load_checkpoint
 from edge import pseudo_labels
 from edge.demo.scene import SimulatedScene
+from edge.errors import TrainingError
 from edge.finetune import FinetuneRequest, finetune
 from edge.mean_teacher import PoolSpec, PoolTeacher, as_batch
 from edge.probe import ProbeRequest, probe
@@ -24,6 +25,7 @@ from edge.yolo import build_detector, weight_average
 from runtime.detections import Detections
 from runtime.pool import Pool, Seen
 from runtime.preprocess import Preprocess
+from tests.conftest import fill_pool
 
 
 def found(*rows: tuple[float, int], box: tuple[float, float, float, float] = (10, 10, 30, 20)) -> Detections:
@@ -60,7 +62,7 @@ def test_thresholds__state_comes_back() -> None:
 def test_believed__the_doubtful_are_painted_over_and_the_sure_are_not() -> None:
     thresholds = ClassThresholds(np.array([1.0, 1.0]))
     thresholds.values[:] = (0.5, 0.8)
-    rows = found((0.6, 0), (0.6, 1), (0.05, 0))
+    rows = found((0.6, 0), (0.6, 1), (0.04, 0))
     rows.xyxy[1] += 5
     sure, unsure = believed(rows, thresholds)
     assert (sure.confidence.tolist(), unsure.class_id.tolist()) == ([pytest.approx(0.6)], [1])
@@ -143,11 +145,32 @@ def test_pool_teacher__boxes_lie_where_the_student_sees_the_object(data: Path, t
         assert shown[:, inside].mean() > shown[:, ~inside].mean() + 0.2
 
 
+def test_pool_teacher__too_many_damaged_frames_stop_the_run_and_few_are_named(data: Path, tmp_path: Path) -> None:
+    dataset = load_dataset(data)
+    for damaged, kept in ((1, 39), (3, 37)):
+        path = tmp_path / str(damaged)
+        fill_pool(path / "pool", 40)
+        frames = Snapshot.take(path / "pool", path, None, 1)
+        for file in sorted((path / "frames").rglob("*.jpg"))[:damaged]:
+            file.unlink()
+            file.write_bytes(b"no JPEG")
+        student = build_detector("yolo11n", dataset.names, 0)
+        spec = PoolSpec(imgsz=64, batch=40, seed=0, steps=10, burn_in=0.0, weight=1.0)
+        teacher = PoolTeacher(frames, student, dataset.train, len(dataset.names), spec)
+        teacher._detect = lambda canvases: [found((0.95, 0))] * len(canvases)
+        if damaged > 0.05 * (damaged + kept):
+            with pytest.raises(TrainingError, match="3 of 40 frames are damaged"):
+                teacher._labelled(0)
+        else:
+            assert len(teacher._labelled(0)[0]) == 40
+            assert len(teacher.damaged) == damaged
+
+
 def test_canvas_detector__a_batch_gives_what_single_pictures_give(checkpoint: Path) -> None:
     detector = detector_from_checkpoint(load_checkpoint(checkpoint))
     canvases = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
     single = torch_detector(detector, Preprocess((64, 64)))
-    for together, canvas in zip(canvas_detector(detector)(canvases), canvases, strict=True):
+    for together, canvas in zip(canvas_detector(detector, 1 / 255)(canvases), canvases, strict=True):
         alone = single(canvas)
         np.testing.assert_allclose(together.confidence, alone.confidence, atol=1e-5)
         np.testing.assert_allclose(together.xyxy, alone.xyxy, atol=1e-2)
@@ -160,7 +183,7 @@ def request(data: Path, out: Path, pool: Path, **changes: Any) -> FinetuneReques
 def test_finetune__with_a_pool_tells_what_was_believed(data: Path, pool_dir: Path, tmp_path: Path) -> None:
     done = finetune(request(data, tmp_path / "run", pool_dir))
     assert "pseudo_boxes_per_frame" not in done.curve[0]
-    assert done.curve[-1]["pseudo_boxes_per_frame"] >= 0
+    assert done.curve[-1]["pseudo_boxes_per_frame"] == 0, "fresh weights believe nothing"
     assert not (tmp_path / "run" / "frames").exists()
     assert finetune(request(data, tmp_path / "run", pool_dir, resume=True)).checkpoint == done.checkpoint
 
@@ -185,6 +208,9 @@ def test_finetune__with_a_pool_resumed_ends_where_the_whole_run_ends(
         patch.setattr(Run, "finish_epoch", killed)
         finetune(request(data, tmp_path / "run", pool_dir))
     done = finetune(request(data, tmp_path / "run", pool_dir, resume=True))
+    assert [row.get("pseudo_boxes_per_frame") for row in done.curve] == [
+        row.get("pseudo_boxes_per_frame") for row in whole.curve
+    ]
     assert done.curve[-1]["pseudo_boxes_per_frame"] > 0
     first, second = load_checkpoint(whole.checkpoint).state, load_checkpoint(done.checkpoint).state
     assert all(torch.equal(first[key], second[key]) for key in first)

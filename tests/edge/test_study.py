@@ -15,7 +15,7 @@ from edge.study import StudyPlan, cells_of, load_plan, study
 from edge.study_report import mean_and_half, plot, rows_of, table
 
 RECORDS: list[dict[str, Any]] = [
-    {"set": "steel", "fraction": 0.1, "arm": arm, "seed": seed, "map50_95": value, "f1": value + 0.2}
+    {"set": "steel", "fraction": 0.1, "arm": arm, "seed": seed, "map50_95": value, "f1": 2 * value}
     for arm, values in (
         ("scratch", (0.10, 0.14, 0.12)), ("coco", (0.30, 0.34, 0.32)), ("coco+ssl", (0.33, 0.37, 0.34)), ("ssl", (0.20, 0.38, 0.31)),
     )
@@ -26,18 +26,18 @@ RECORDS: list[dict[str, Any]] = [
 def test_rows_of__means_intervals_and_gains_seed_by_seed() -> None:
     rows = {row.arm: row for row in rows_of(RECORDS)}
     assert rows["coco"].map50_95 == pytest.approx((0.32, 4.303 * 0.02 * math.sqrt(1 / 3 + 0.25)), rel=1e-3)
-    assert rows["coco"].f1[0] == pytest.approx(0.52)
+    assert rows["coco"].f1[0] == pytest.approx(0.64)
     assert math.isnan(rows["coco"].over_baseline[0])
     assert rows["coco"].over_floor[0] == pytest.approx(0.2)
     gain, half = rows["coco+ssl"].over_baseline
     assert gain == pytest.approx((0.03 + 0.03 + 0.02) / 3)
-    assert rows["coco+ssl"].f1_over_baseline == pytest.approx((gain, half))
+    assert rows["coco+ssl"].f1_over_baseline == pytest.approx((2 * gain, 2 * half))
     assert half < gain, "paired seeds: beyond the interval though the means overlap"
     gain, half = rows["ssl"].over_baseline
     assert half > abs(gain)
     told = table(list(rows.values()))
     assert (
-        "| steel | 10 % | coco+ssl | 0.347 ± 0.068 | +2.7 ± 1.9 ▲ | +22.7 ± 1.9 ▲ | 0.547 ± 0.068 | +2.7 ± 1.9 ▲ | 3 |" in told
+        "| steel | 10 % | coco+ssl | 0.347 ± 0.068 | +2.7 ± 1.9 ▲ | +22.7 ± 1.9 ▲ | 0.693 ± 0.137 | +5.3 ± 3.8 ▲ | 3 |" in told
     )
     assert "▲" not in told.split("| ssl |")[1].split("|")[2]
 

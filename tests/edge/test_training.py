@@ -160,7 +160,10 @@ def test_detection_loss__is_nearly_the_same_in_mixed_precision() -> None:
 
 
 def test_finetune__mixed_precision_leaves_whole_weights(data: Path, tmp_path: Path) -> None:
-    done = finetune(finetune_request(data, tmp_path / "run", epochs=1, precision="bf16-mixed"))
+    done, whole = (
+        finetune(finetune_request(data, tmp_path / each, epochs=1, precision=each)) for each in ("bf16-mixed", "32-true")
+    )
+    assert done.curve[0]["loss"] != whole.curve[0]["loss"], "it was computed otherwise"
     assert all(value.dtype != torch.bfloat16 for value in load_checkpoint(done.checkpoint).state.values())
 
 
