@@ -145,6 +145,7 @@ def pretrain(
     epochs: Epochs = 10,
     lr: Lr = 1e-3,
     upright: Annotated[bool, typer.Option("--upright", help="Scenes have an up and a down: no vertical flips.")] = False,
+    anchor: Annotated[float, typer.Option(min=0, help="Weight of staying near --init, for dense and hybrid; 0: free.")] = 0.0,
     workers: Annotated[int, typer.Option(min=0, max=256, help="Processes that make views.")] = 0,
     precision: MixedPrecision = "32-true",
     seed: Seed = 0,
@@ -159,7 +160,7 @@ def pretrain(
         raise TrainingError("name the frames with --pool, or with --shards, and not with both")
     request = PretrainRequest(
         pool or Path(), out, model, init, imgsz, batch, epochs, lr, seed, resume=resume, method=method, part=part, teacher=teacher,
-        upright=upright, chunk=chunk, workers=workers, precision=precision, shards=shards,
+        upright=upright, chunk=chunk, workers=workers, precision=precision, shards=shards, anchor=anchor,
     )  # fmt: skip
     typer.echo(str(start(request)))
 

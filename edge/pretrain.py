@@ -31,6 +31,7 @@ RESULT: dict[Part, str] = {"backbone": "backbone.pt", "neck": "neck.pt"}
 _WEIGHT_DECAY = 1e-4
 _FEWEST = 2  # frames: every contrastive batch needs another image to repel
 _SAVE_EVERY_S = 120.0
+_ANCHORED = ("dense", "hybrid")  # methods that can stay near their start
 _IN_CHUNKS = ("simclr", "vicreg", "mae", "rotation", "jigsaw", "distill")
 
 
@@ -54,6 +55,7 @@ class PretrainRequest:
         part: what is trained and kept.
         teacher: a checkpoint for the method that distils.
         upright: scenes have an up and a down.
+        anchor: weight of staying near `init` (dense and hybrid); 0 for none.
         chunk: images that fit the memory at once; 0 for the whole batch. Contrastive gradients stay those of the batch.
         workers: processes that make views, for each process that trains.
         precision: of the arithmetic, as Lightning Fabric names it.
@@ -81,6 +83,7 @@ class PretrainRequest:
     precision: Precision = "32-true"
     shards: str = ""
     save_every_s: float = _SAVE_EVERY_S
+    anchor: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +149,8 @@ def check(request: PretrainRequest) -> None:
         )
     if request.method not in METHODS:
         raise TrainingError(f"unknown method {request.method!r}; the methods are {', '.join(METHODS)}")
+    if request.anchor and (request.init is None or request.method not in _ANCHORED):
+        raise TrainingError(f"--anchor holds what --init knows, for {' and '.join(_ANCHORED)}; give both, or leave it out")
     if request.chunk and request.method not in _IN_CHUNKS:
         raise TrainingError(
             f"--chunk is for {', '.join(_IN_CHUNKS)}: the loss of {request.method} needs its whole batch at once"
@@ -170,7 +175,7 @@ def _prepared(
     seed_everything(request.seed, 0)  # of the method's own layers
     trunk = Trunk(detector, request.model, request.part)
     steps = request.epochs * (len(frames) // batch)
-    settings = Settings(request.imgsz, batch, len(frames), steps, request.upright, request.teacher)
+    settings = Settings(request.imgsz, batch, len(frames), steps, request.upright, request.teacher, request.anchor)
     method: Any = build_method(request.method, trunk, settings).to(memory_format=torch.channels_last)
     spec = LoaderSpec(batch, request.seed, request.workers, fabric.global_rank, fabric.world_size)
     views = method.views
@@ -283,7 +288,7 @@ def _fingerprint(request: PretrainRequest, frames: Snapshot | ShardSet) -> dict[
         "upright": request.upright, "chunk": request.chunk,
         # Which frames share a batch of shards depends on who reads them.
         "readers": f"{request.workers} × {world_size()}" if request.shards else "",
-        "precision": request.precision,
+        "precision": request.precision, "anchor": request.anchor,
     }  # fmt: skip
 
 

@@ -68,6 +68,7 @@ class PretrainPlan(_Strict):
     lr: float = Field(default=1e-3, gt=0)
     upright: bool = False
     teacher: str | None = None
+    anchor: float = Field(default=0.0, ge=0)
     precision: Precision = "32-true"
 
 
@@ -290,6 +291,7 @@ def _init(plan: StudyPlan, arm: Arm, cell: Cell, home: Path, pool: Path) -> tupl
             pool, run, plan.model, start[0] if start else None, chosen.imgsz, chosen.batch, chosen.epochs, chosen.lr, cell.seed,
             resume=(run / LAST).is_file(), method=chosen.method, part=chosen.part, upright=chosen.upright,
             teacher=Path(chosen.teacher) if chosen.teacher else None, precision=chosen.precision,
+            anchor=chosen.anchor if start else 0.0,
         )  # fmt: skip
         pretrain(request)
         (run / LAST).unlink(missing_ok=True)

@@ -32,6 +32,7 @@ class Settings:
         images: in the whole pool.
         steps: of the whole run.
         upright: whether a scene has an up and a down.
+        anchor: weight of staying near the weights that the run starts from, for the method that does; 0 for none.
         teacher: a checkpoint to distil, for the method that does.
     """
 
@@ -41,6 +42,7 @@ class Settings:
     steps: int
     upright: bool = False
     teacher: Path | None = None
+    anchor: float = 0.0
 
 
 class Views(Protocol):

@@ -3,9 +3,15 @@
 A detector reads cells, not whole images. So the cells of two views that show the same place must agree (as PixPro's,
 arXiv 2011.10043, positives are found by where a cell lies), on each map that the head looks at; backbone and neck are
 trained by one loss. Variance and covariance keep the cells from all saying the same.
+
+An anchor ties the maps to those of the weights that the run started from, which a head was trained on: it holds what they know
+while they learn the scene (as continual self-supervision does, CaSSLe 2112.04215, PFR 2112.15022).
 """
 
 from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
 
 import torch
 from lightly.loss import VICRegLoss
@@ -34,6 +40,9 @@ class Dense(torch.nn.Module):
             VICRegProjectionHead(each, _WIDTH, _WIDTH, num_layers=2) for each in trunk.channels
         )
         self.criterion = VICRegLoss(gather_distributed=several())
+        self._anchor_weight = settings.anchor
+        # In a list: no part of our state, nor of what is trained.
+        self._start = [copy.deepcopy(trunk).eval().requires_grad_(False)] if settings.anchor else []
         self.cell_criterion = VICRegLoss()  # how many cells have partners differs from process to process
 
     def forward(
@@ -47,10 +56,15 @@ class Dense(torch.nn.Module):
             first_box: where they lie in the frame, float32 (b, 4), see `RandomView`.
             second_box: the same.
         """
-        maps = self.trunk(torch.cat([first, second]))
+        images = torch.cat([first, second])
+        maps = self.trunk(images)
         whole = self.criterion(*self.head(pooled(maps)).chunk(2))
         local = [self._agreement(head, found, first_box, second_box) for head, found in zip(self.cell_heads, maps, strict=True)]
         loss: torch.Tensor = ALPHA * whole + (1 - ALPHA) * torch.stack(local).mean()
+        for start in self._start:
+            with torch.no_grad():
+                held = start.to(images.device)(images)
+            loss = loss + self._anchor_weight * drift(maps, held)
         return loss
 
     def _agreement(
@@ -67,6 +81,12 @@ class Dense(torch.nn.Module):
 
     def after_step(self, step: int) -> None:
         """Nothing moves by itself."""
+
+
+def drift(maps: Sequence[torch.Tensor], held: Sequence[torch.Tensor]) -> torch.Tensor:
+    """How far maps (b, c, h, w) are from others: squared error over the others' squares, mean of the maps; 0 for the same."""
+    apart = [(own - other).square().mean() / other.square().mean() for own, other in zip(maps, held, strict=True)]
+    return torch.stack(apart).mean()
 
 
 def same_places(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from converters.checkpoint import Checkpoint, save_checkpoint
 from edge.errors import TrainingError
 from edge.large_batch import cached_backward
 from edge.methods import METHODS, Settings, build_method
-from edge.methods.dense import centres, same_places
+from edge.methods.dense import centres, drift, same_places
 from edge.methods.jigsaw import SIDE, distant_shuffles, shuffle_tiles
 from edge.methods.mae import MaskedModelling, normalised, random_mask
 from edge.methods.moco import MoCo
@@ -103,6 +105,34 @@ def test_trunk__maps_are_those_that_the_head_looks_at(model: str, part: Part, ch
             detector(image)
             for ours, theirs in zip(found(image), seen, strict=True):
                 torch.testing.assert_close(ours, theirs)
+
+
+def test_dense__an_anchor_holds_the_maps_while_they_learn() -> None:
+    """The same steps with and without: the anchored maps stay nearer to what the start says of the pictures."""
+    far = {}
+    for weight in (0.0, 100.0):
+        torch.manual_seed(0)
+        own = trunk().train()
+        method: Any = build_method("dense", own, SETTINGS)
+        views = batch_of(method, 0)
+        norms = [module for module in own.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+        for momentum in (1.0, 0.03):  # statistics of these pictures, as a trained detector has of its own
+            for norm in norms:
+                norm.momentum = momentum
+            own(torch.cat(views[:2]))
+        start = copy.deepcopy(own).eval()
+        method = build_method("dense", own, dataclasses.replace(SETTINGS, anchor=weight)).train()
+        assert not any("_start" in key for key in method.state_dict())
+        optimizer = torch.optim.AdamW(method.parameters(), 1e-3)
+        for _ in range(8):
+            torch.manual_seed(0)
+            optimizer.zero_grad()
+            method(*views).backward()
+            optimizer.step()
+        with torch.no_grad():
+            far[weight] = float(drift(own(views[0]), start(views[0])))
+            assert float(drift(start(views[0]), start(views[0]))) == 0
+    assert far[100.0] < 0.6 * far[0.0]
 
 
 def test_simclr__the_loss_is_the_papers() -> None:
