@@ -1,7 +1,7 @@
 """Every self-supervised method on neu_det from scratch: time, loss, rank, and what kNN and a linear probe make of the features.
 
 The pool is all images that are not held out, without labels. A method that is in the result file is not run again, one that
-was cut goes on; `--epochs` sets the budget of all.
+was cut goes on; `--epochs` is the budget of those that are named.
 """
 
 from __future__ import annotations
@@ -75,16 +75,18 @@ def main() -> None:
     data, pool = data_and_pool()
     path = RESULTS / "methods.json"
     known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    budget = {"epochs": arguments.epochs, "precision": arguments.precision}
-    found = known.get("methods", {}) if budget.items() <= known.items() else {}
+    found = known.get("methods", {}) if known.get("precision") == arguments.precision else {}
+    for run in found.values():
+        run.setdefault("epochs", known.get("epochs"))  # files from before methods had budgets of their own
     for method in arguments.methods:
-        if method in found:
+        if method in found and found[method]["epochs"] == arguments.epochs:
             continue
         sys.stderr.write(f"{method}\n")
-        found[method] = measure(method, arguments.epochs, arguments.precision, data, pool)
+        measured = measure(method, arguments.epochs, arguments.precision, data, pool)
+        found[method] = {"epochs": arguments.epochs, **measured}
         write_result(
             "methods",
-            {"set": "neu_det", "model": MODEL, "imgsz": IMGSZ, "batch": BATCH, "part": PART, **budget,
+            {"set": "neu_det", "model": MODEL, "imgsz": IMGSZ, "batch": BATCH, "part": PART, "precision": arguments.precision,
              "start": "scratch", "methods": found},
         )  # fmt: skip
 
