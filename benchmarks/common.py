@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,16 @@ def write_result(name: str, figures: dict[str, Any]) -> None:
     content = {"machine": machine_facts(), "seed": SEED, **figures}
     (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(figures, indent=2))
+
+
+def parts_told(tellers: Mapping[str, Callable[[dict[str, Any]], list[str]]]) -> list[str]:
+    """Parts of a document, each a paragraph or a table, from the result files that are there, by their names."""
+    parts: list[str] = []
+    for name, tell in tellers.items():
+        path = RESULTS / f"{name}.json"
+        if path.exists():
+            parts += [*tell(json.loads(path.read_text(encoding="utf-8"))), ""]
+    return parts
 
 
 def coco_pool() -> Path:

@@ -7,19 +7,14 @@ import statistics
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.common import RESULTS
+from benchmarks.common import RESULTS, parts_told
 
 Figures = dict[str, Any]
 
 
 def daemon_figures() -> list[str]:
     """Parts of the document, each a paragraph or a table."""
-    parts: list[str] = []
-    for name, tell in _TELL.items():
-        path = RESULTS / f"{name}.json"
-        if path.exists():
-            parts += [*tell(json.loads(path.read_text(encoding="utf-8"))), ""]
-    return parts
+    return parts_told(_TELL)
 
 
 def _pipeline(found: Figures) -> list[str]:

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.common import RESULTS
+from benchmarks.common import RESULTS, parts_told
 from edge.study_report import rows_of, table
 
 Figures = dict[str, Any]
@@ -15,12 +15,7 @@ Figures = dict[str, Any]
 
 def training_figures() -> list[str]:
     """Parts of the document, each a paragraph or a table."""
-    parts: list[str] = []
-    for name, tell in _TELL.items():
-        path = RESULTS / f"{name}.json"
-        if path.exists():
-            parts += [*tell(json.loads(path.read_text(encoding="utf-8"))), ""]
-    return parts
+    return parts_told(_TELL)
 
 
 def study_figures() -> list[str]:

@@ -138,7 +138,11 @@ def load_checkpoint(path: Path, model: str | None = None) -> Checkpoint:
 
     if content.get("format") == CHECKPOINT_FORMAT:
         return _from_ours(path, content, model)
-    if resnet := resnet_weights(content):
+    try:
+        resnet = resnet_weights(content)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path} holds {error}") from error
+    if resnet:
         name, tensors = resnet
         if not all(isinstance(value, torch.Tensor) for value in tensors.values()):
             raise CheckpointError(f"{path} holds a ResNet with layers that are no tensors; save its state_dict() instead")

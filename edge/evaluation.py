@@ -15,6 +15,8 @@ from runtime.bundle import Bundle
 from runtime.pipeline import Pipeline
 from runtime.postprocess import Thresholds
 
+CHECKPOINTS = (".pt", ".pth")  # one of these that is not there is told as a missing file, not as a missing bundle
+
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
@@ -75,7 +77,7 @@ def model_pairs(path: Path, dataset: Dataset, engine: str, precision: str) -> tu
 @contextmanager
 def _detector(path: Path, dataset: Dataset, engine: str, precision: str) -> Iterator[tuple[Detect, float]]:
     """What detects, and the threshold that it is deployed with."""
-    if path.is_file():
+    if path.is_file() or path.suffix in CHECKPOINTS:
         if (engine, precision) != ("auto", "auto"):
             raise DataError(
                 f"{path} is a checkpoint, which runs in torch; leave out --engine and --precision, or name a bundle"

@@ -19,7 +19,7 @@ BASELINE, FLOOR = "coco", "scratch"  # arms that the others are measured against
 _OVERLAP = 0.2 / 0.8
 
 Records = Sequence[dict[str, Any]]
-Cell = dict[int, dict[str, Any]]  # records by seed
+BySeed = dict[int, dict[str, Any]]
 Gauge = tuple[float, float]  # a mean and half of its interval; not a number where there is none
 
 
@@ -47,7 +47,7 @@ class Row:
 
 def rows_of(records: Records) -> list[Row]:
     """One row for each set, fraction and arm, in the order of the records."""
-    cells: dict[tuple[str, float, str], Cell] = {}
+    cells: dict[tuple[str, float, str], BySeed] = {}
     for record in records:
         cells.setdefault((record["set"], record["fraction"], record["arm"]), {})[record["seed"]] = record
     rows = []
@@ -59,7 +59,7 @@ def rows_of(records: Records) -> list[Row]:
     return rows
 
 
-def _gains(own: Cell, other: Cell, measure: str) -> Gauge:
+def _gains(own: BySeed, other: BySeed, measure: str) -> Gauge:
     """Of the seeds that both have."""
     return mean_and_half([own[seed][measure] - other[seed][measure] for seed in own if seed in other])
 

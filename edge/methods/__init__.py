@@ -73,17 +73,17 @@ class Method(Protocol):
         ...
 
 
-# By name: the file in this folder and its class.
-METHODS: dict[str, tuple[str, str]] = {
-    "dense": ("dense", "Dense"),
-    "simclr": ("simclr", "SimCLR"),
-    "moco": ("moco", "MoCo"),
-    "vicreg": ("vicreg", "VICReg"),
-    "mae": ("mae", "MaskedModelling"),
-    "rotation": ("rotation", "Rotation"),
-    "jigsaw": ("jigsaw", "Jigsaw"),
-    "hybrid": ("hybrid", "Hybrid"),
-    "distill": ("distill", "Distill"),
+# The file in this folder, and its class.
+METHODS: dict[str, str] = {
+    "dense": "Dense",
+    "simclr": "SimCLR",
+    "moco": "MoCo",
+    "vicreg": "VICReg",
+    "mae": "MaskedModelling",
+    "rotation": "Rotation",
+    "jigsaw": "Jigsaw",
+    "hybrid": "Hybrid",
+    "distill": "Distill",
 }
 
 
@@ -96,9 +96,8 @@ def build_method(name: str, trunk: Trunk, settings: Settings) -> torch.nn.Module
     """
     if name not in METHODS:
         raise TrainingError(f"unknown method {name!r}; the methods are {', '.join(METHODS)}")
-    file, kind = METHODS[name]
     try:
-        module = import_module(f"edge.methods.{file}")  # torch and lightly come with it
-        return cast("torch.nn.Module", getattr(module, kind)(trunk, settings))
+        module = import_module(f"edge.methods.{name}")  # torch and lightly come with it
+        return cast("torch.nn.Module", getattr(module, METHODS[name])(trunk, settings))
     except ImportError as error:
         raise MissingPackageError(error.name or "lightly", "train") from error

@@ -7,6 +7,7 @@ import pytest
 
 from calibration.errors import DataError
 from calibration.labels import Dataset, load_dataset
+from converters.errors import CheckpointError
 from edge.demo.scene import SimulatedScene
 from edge.evaluation import evaluate_model, model_accuracy
 from edge.evaluation_page import evaluation_page
@@ -46,5 +47,7 @@ def test_evaluation_page__shows_every_image_with_mistakes(checkpoint: Path, data
 def test_evaluate_model__other_classes(checkpoint: Path, dataset: Dataset) -> None:
     with pytest.raises(DataError, match="they must be the same"):
         evaluate_model(checkpoint, Dataset(("other",), dataset.train, dataset.val))
+    with pytest.raises(CheckpointError, match="no such checkpoint: nowhere"):
+        evaluate_model(Path("nowhere.pt"), dataset)
     with pytest.raises(DataError, match="leave out --engine and --precision"):
         evaluate_model(checkpoint, dataset, precision="int8")
