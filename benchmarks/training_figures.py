@@ -83,7 +83,8 @@ def _lightly(found: Figures) -> list[str]:
     told = ", ".join(f"{name} {value:.1f} images/s" for name, value in medians.items())
     return [
         (
-            f"SimCLR on {found['model']}'s backbone, {found['imgsz']} px, batch {found['batch']}, {found['threads']} thread, turn by turn: "
+            f"SimCLR on {found['model']}'s backbone, {found['imgsz']} px, batch {found['batch']}, {found['precision']}, "
+            f"{found['threads']} threads, in turns, what starting costs taken off, median of {len(found['images_per_s']['edgeloop'])}: "
             f"{told}; ratio {found['ratio']:.2f}."
         )
     ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ class Row:
     """An arm on a set at a fraction of labels.
 
     Attributes:
+        fraction: of the labels; None for the mean of all fractions, seed by seed.
         map50_95, f1: mean over the seeds and half the width of its 95 % interval (Student's t).
         over_baseline, over_floor: the same of the differences in mAP50-95 from `BASELINE` and `FLOOR`, seed by seed.
         f1_over_baseline: the same of those in F1.
@@ -35,7 +36,7 @@ class Row:
     """
 
     set: str
-    fraction: float
+    fraction: float | None
     arm: str
     map50_95: Gauge
     f1: Gauge
@@ -46,9 +47,9 @@ class Row:
 
 
 def rows_of(records: Records) -> list[Row]:
-    """One row for each set, fraction and arm, in the order of the records."""
-    cells: dict[tuple[str, float, str], BySeed] = {}
-    for record in records:
+    """One row for each set, fraction and arm, in the order of the records, and one for each set and arm over its fractions."""
+    cells: dict[tuple[str, float | None, str], BySeed] = {}
+    for record in (*records, *_over_fractions(records)):
         cells.setdefault((record["set"], record["fraction"], record["arm"]), {})[record["seed"]] = record
     rows = []
     for (name, fraction, arm), own in cells.items():
@@ -57,6 +58,20 @@ def rows_of(records: Records) -> list[Row]:
         gains = _gains(own, coco, "map50_95"), _gains(own, scratch, "map50_95"), _gains(own, coco, "f1")
         rows.append(Row(name, fraction, arm, map50_95, f1, *gains, seeds=len(own)))
     return rows
+
+
+def _over_fractions(records: Records) -> Iterator[dict[str, Any]]:
+    """A record for each set, arm and seed that has every fraction of its set, where there are several."""
+    fractions: dict[str, set[float]] = {}
+    runs: dict[tuple[str, str, int], Records] = {}
+    for record in records:
+        fractions.setdefault(record["set"], set()).add(record["fraction"])
+        key = record["set"], record["arm"], record["seed"]
+        runs[key] = [*runs.get(key, ()), record]
+    for (name, arm, seed), own in runs.items():
+        if len(own) == len(fractions[name]) > 1:
+            means = {measure: float(np.mean([record[measure] for record in own])) for measure in ("map50_95", "f1")}
+            yield {"set": name, "arm": arm, "seed": seed, "fraction": None, **means}
 
 
 def _gains(own: BySeed, other: BySeed, measure: str) -> Gauge:
@@ -89,8 +104,8 @@ def table(rows: Sequence[Row]) -> str:
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for row in rows:
         cells = (
-            row.set, f"{100 * row.fraction:g} %", row.arm, _value(row.map50_95), _gain(row.over_baseline), _gain(row.over_floor),
-            _value(row.f1), _gain(row.f1_over_baseline), str(row.seeds),
+            row.set, "all" if row.fraction is None else f"{100 * row.fraction:g} %", row.arm,
+            _value(row.map50_95), _gain(row.over_baseline), _gain(row.over_floor), _value(row.f1), _gain(row.f1_over_baseline), str(row.seeds),
         )  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -128,10 +143,11 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     axes = figure.subplots(1, len(sets), squeeze=False)[0]
     for axis, name in zip(axes, sets, strict=True):
         for index, arm in enumerate(arms):
-            found = sorted((row for row in rows if (row.set, row.arm) == (name, arm)), key=lambda row: row.fraction)
+            own = [(row.fraction, row) for row in rows if (row.set, row.arm) == (name, arm) and row.fraction is not None]
+            shares, found = zip(*sorted(own, key=lambda pair: pair[0]), strict=True) if own else ((), ())
             half = [0.0 if math.isnan(row.map50_95[1]) else row.map50_95[1] for row in found]
             axis.errorbar(
-                [100 * row.fraction for row in found], [row.map50_95[0] for row in found], half, color=f"C{index}", marker="o",
+                [100 * share for share in shares], [row.map50_95[0] for row in found], half, color=f"C{index}", marker="o",
                 markersize=3, capsize=2, label=arm,
             )  # fmt: skip
         axis.set(title=name, xlabel="labels, %", ylabel="mAP50-95")

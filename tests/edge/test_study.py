@@ -42,6 +42,18 @@ def test_rows_of__means_intervals_and_gains_seed_by_seed() -> None:
     assert "▲" not in told.split("| ssl |")[1].split("|")[2]
 
 
+def test_rows_of__over_all_fractions_seed_by_seed() -> None:
+    more = [{**record, "fraction": 0.25, "map50_95": record["map50_95"] + 0.1} for record in RECORDS]
+    rows = {row.arm: row for row in rows_of([*RECORDS, *more[:-1]]) if row.fraction is None}
+    assert rows["coco"].map50_95[0] == pytest.approx(0.37)
+    assert rows["coco+ssl"].over_baseline == pytest.approx(
+        (0.08 / 3, 4.303 * 0.01 / math.sqrt(3) * math.sqrt(1 / 3 + 0.25)), rel=1e-3
+    )
+    assert rows["ssl"].seeds == 2, "a seed that lacks a fraction is no mean"
+    assert "| steel | all | coco |" in table(list(rows.values()))
+    assert not any(row.fraction is None for row in rows_of(RECORDS))
+
+
 def test_mean_and_half__of_one_seed_there_is_no_interval() -> None:
     assert mean_and_half([0.5])[0] == 0.5
     assert math.isnan(mean_and_half([0.5])[1])
@@ -49,7 +61,7 @@ def test_mean_and_half__of_one_seed_there_is_no_interval() -> None:
 
 
 def test_plot__draws_every_arm(tmp_path: Path) -> None:
-    plot(rows_of(RECORDS), tmp_path / "plot.svg")
+    plot(rows_of([*RECORDS, *({**record, "fraction": 0.25} for record in RECORDS)]), tmp_path / "plot.svg")
     drawn = (tmp_path / "plot.svg").read_text()
     assert drawn.startswith("<?xml")
     assert len(drawn) > 5000
