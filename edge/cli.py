@@ -186,7 +186,7 @@ def finetune(
     ] = 1.0,
     precision: MixedPrecision = "32-true",
     pool: Annotated[Optional[Path], typer.Option(help="Unlabeled frames that take part (mean teacher).")] = None,
-    pool_weight: Annotated[float, typer.Option(min=0, max=100, help="Of their loss beside that of the labels.")] = 1.0,
+    pool_share: Annotated[float, typer.Option(min=0.05, max=0.95, help="Of a batch's pictures that are such frames.")] = 0.5,
     burn_in: Annotated[float, typer.Option(min=0, max=1, help="Share of the run with labels alone before.")] = 0.5,
     seed: Seed = 0,
     resume: Resume = False,
@@ -197,7 +197,7 @@ def finetune(
 
     request = FinetuneRequest(
         data, out, model, tuple(init or ()), imgsz, batch, epochs, lr, seed, freeze, layer_decay, precision, eval_every,
-        resume=resume, pool=pool, pool_weight=pool_weight, burn_in=burn_in,
+        resume=resume, pool=pool, pool_share=pool_share, burn_in=burn_in,
     )  # fmt: skip
     done = start(request)
     if done.accuracy:

@@ -16,12 +16,14 @@ from converters.checkpoint import HELD_OUT, Checkpoint, load_checkpoint, save_ch
 from converters.errors import CheckpointError
 from converters.resnet import RESNET_MODELS
 from edge.errors import TrainingError
+from edge.mean_teacher import PoolSpec, PoolTeacher, mixed
 from edge.pool_light import PoolLight
 from edge.processes import Precision, detection_loss, launched_fabric, several
 from edge.snapshot import Snapshot
-from edge.torch_detector import torch_detector
+from edge.torch_detector import batch_detector, torch_detector
 from edge.training import Budget, Run, adamw, check_run_folder, memory_told, train_epoch, with_training
-from edge.yolo import BatchSpec, WeightAverage, build_detector, family_of, inject, training_loader, weight_average
+from edge.training_images import BatchSpec, TrainingImage, training_image, training_loader
+from edge.yolo import WeightAverage, build_detector, family_of, inject, weight_average
 from runtime.files import sha256_of_file
 from runtime.preprocess import STRIDE, Preprocess
 from runtime.progress import Progress
@@ -32,7 +34,6 @@ if TYPE_CHECKING:
     from torch.utils.data import DataLoader
     from ultralytics.nn.tasks import DetectionModel
 
-    from edge.mean_teacher import PoolTeacher
 
 DETECTOR = "detector.pt"
 _WEIGHT_DECAY = 5e-4
@@ -61,7 +62,7 @@ class FinetuneRequest:
         light_pool: a pool whose light half of the labelled images are given; None leaves them as they are.
         until_s: of that pool, frames captured up to this Unix time; None for all.
         pool: unlabeled frames that take part, see `edge.mean_teacher`; None for labels alone.
-        pool_weight: of their loss beside that of the labels.
+        pool_share: of a batch's pictures that are such frames, between 0 and 1.
         burn_in: share of the run with labels alone, 0 to 1.
         resume: go on with the run in `out`.
     """
@@ -84,7 +85,7 @@ class FinetuneRequest:
     until_s: float | None = None
     resume: bool = False
     pool: Path | None = None
-    pool_weight: float = 1.0
+    pool_share: float = 0.5
     burn_in: float = 0.5
 
 
@@ -122,7 +123,7 @@ def finetune(request: FinetuneRequest) -> Finetuned:
     detector.to(device=fabric.device, memory_format=torch.channels_last)
     optimizer = adamw(_rates(detector, request), _WEIGHT_DECAY)
     loaders = _Loaders(dataset, request)
-    steps_an_epoch = len(loaders.mosaic)
+    steps_an_epoch = loaders.steps
     ema = weight_average(detector, request.epochs * steps_an_epoch)
     teacher = _pool_teacher(request, dataset, ema, request.epochs * steps_an_epoch)
     stateful = {"detector": detector, "ema": ema.ema, **({"pool": teacher} if teacher else {})}
@@ -134,7 +135,8 @@ def finetune(request: FinetuneRequest) -> Finetuned:
         ema.updates = run.epoch * steps_an_epoch
         for epoch in run.epochs(steps_an_epoch):
             _train_mode(detector, request, epoch)
-            figures = train_epoch(run, loaders.of(epoch), _loss(detector, ema, teacher, fabric), progress)
+            frames = teacher.samples(epoch * steps_an_epoch) if teacher else ()
+            figures = train_epoch(run, loaders.of(epoch, frames), _loss(detector, ema, fabric), progress)
             figures |= _believed(teacher)
             if _is_due(epoch, request) and dataset.val:
                 found = _evaluate(ema.ema, dataset, request)
@@ -179,30 +181,42 @@ def _fingerprint(request: FinetuneRequest, dataset: Dataset, digest: str) -> dic
         "init": ", ".join(sha256_of_file(path)[:12] for path in request.init), "freeze": request.freeze,
         "layer_decay": request.layer_decay, "precision": request.precision,
         "light_pool": f"{request.light_pool} until {request.until_s}",
-        "pool": f"{request.pool} × {request.pool_weight} from {request.burn_in}" if request.pool else "",
+        "pool": f"{request.pool} × {request.pool_share} from {request.burn_in}" if request.pool else "",
     }  # fmt: skip
 
 
 class _Loaders:
-    """With mosaic, and without for the last epochs."""
+    """With mosaic, and without for the last epochs; each made once for the frames that stand beside the labels.
+
+    Attributes:
+        steps: batches in an epoch, with frames or without.
+    """
 
     def __init__(self, dataset: Dataset, request: FinetuneRequest) -> None:
-        self._request = request
-        relight = PoolLight(request.light_pool, request.until_s, request.seed) if request.light_pool else None
-        self.mosaic, self.plain = (
-            training_loader(
-                dataset.train, dataset.names, BatchSpec(request.imgsz, request.batch, request.seed, mosaic), relight
-            )
-            for mosaic in (True, False)
-        )
+        self._request, self._names = request, dataset.names
+        self._relight = PoolLight(request.light_pool, request.until_s, request.seed) if request.light_pool else None
+        self._labels = [training_image(item) for item in dataset.train]
+        self._frames: tuple[TrainingImage, ...] = ()
+        self._made: dict[bool, DataLoader[object]] = {}
+        self.steps = max(1, len(self._labels) // request.batch)
 
-    def of(self, epoch: int) -> DataLoader[object]:
+    def of(self, epoch: int, frames: tuple[TrainingImage, ...]) -> DataLoader[object]:
         """The epoch's loader, its order depending on seed and epoch only."""
+        if frames is not self._frames:
+            self._frames = frames
+            self._made.clear()
         plain = epoch >= self._request.epochs - max(1, round(_PLAIN_SHARE * self._request.epochs))
-        loader = self.plain if plain else self.mosaic
+        if plain not in self._made:
+            self._made[plain] = self._make(not plain)
+        loader = self._made[plain]
         if loader.generator is not None:
             loader.generator.manual_seed(self._request.seed * 1_000_003 + epoch)
         return loader
+
+    def _make(self, mosaic: bool) -> DataLoader[object]:
+        request = self._request
+        spec = BatchSpec(request.imgsz, request.batch, request.seed, mosaic, self.steps if self._frames else None)
+        return training_loader(mixed(self._labels, self._frames, request.pool_share), self._names, spec, self._relight)
 
 
 def _inject_all(detector: DetectionModel, request: FinetuneRequest) -> dict[str, str]:
@@ -237,31 +251,27 @@ def _train_mode(detector: DetectionModel, request: FinetuneRequest, epoch: int) 
 def _pool_teacher(request: FinetuneRequest, dataset: Dataset, ema: WeightAverage, steps: int) -> PoolTeacher | None:
     if request.pool is None or (request.resume and (request.out / DETECTOR).is_file()):  # finished: nothing to look at
         return None
-    from edge.mean_teacher import PoolSpec, PoolTeacher
-
     resume = request.resume
     frames = Snapshot(request.out) if resume else Snapshot.take(request.pool, request.out, request.until_s, 1)
-    spec = PoolSpec(request.imgsz, request.batch, request.seed, steps, request.burn_in, request.pool_weight)
-    return PoolTeacher(frames, ema.ema, dataset.train, len(dataset.names), spec)
+    spec = PoolSpec(request.batch, request.seed, steps, request.burn_in, request.pool_share)
+    detect = batch_detector(ema.ema, Preprocess((request.imgsz, request.imgsz)))
+    return PoolTeacher(frames, detect, dataset.train, len(dataset.names), spec)
 
 
 def _believed(teacher: PoolTeacher | None) -> dict[str, float]:
-    """Boxes that the teacher gave a frame so far, for the log."""
-    return {"pseudo_boxes_per_frame": round(teacher.boxes / teacher.frames, 3)} if teacher and teacher.frames else {}
+    """Boxes that the teacher gave a frame of this round, for the log."""
+    boxes = teacher.boxes_per_frame if teacher else None
+    return {} if boxes is None else {"pseudo_boxes_per_frame": round(boxes, 3)}
 
 
-def _loss(
-    detector: DetectionModel, ema: WeightAverage, teacher: PoolTeacher | None, fabric: Fabric
-) -> Callable[[Mapping[str, torch.Tensor]], torch.Tensor]:
+def _loss(detector: DetectionModel, ema: WeightAverage, fabric: Fabric) -> Callable[[Mapping[str, torch.Tensor]], torch.Tensor]:
     import torch
 
     def loss_of(made: Mapping[str, torch.Tensor]) -> torch.Tensor:
         ema.update(detector)  # of the step before; the last one is below a thousandth
         batch = fabric.to_device(made)
         images = batch["img"].contiguous(memory_format=torch.channels_last).float() / 255
-        total = detection_loss(detector, {**batch, "img": images}, fabric)
-        unlabeled = teacher.loss(detector, ema.updates - 1, fabric) if teacher else None
-        return total if unlabeled is None else total + unlabeled
+        return detection_loss(detector, {**batch, "img": images}, fabric)
 
     return loss_of
 

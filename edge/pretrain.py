@@ -27,11 +27,12 @@ if TYPE_CHECKING:
     from edge.shards import ShardSet
     from edge.view_loader import ViewLoader
 
-RESULT: dict[Part, str] = {"backbone": "backbone.pt", "neck": "neck.pt"}
+RESULT: dict[Part, str] = {"backbone": "backbone.pt", "neck": "neck.pt", "localizer": "localizer.pt"}
 _WEIGHT_DECAY = 1e-4
 _FEWEST = 2  # frames: every contrastive batch needs another image to repel
 _SAVE_EVERY_S = 120.0
 _ANCHORED = ("dense", "hybrid")  # methods that can stay near their start
+_WITH_HEAD = ("cutpaste",)  # methods that train the head's box branch as well
 _IN_CHUNKS = ("simclr", "vicreg", "mae", "rotation", "jigsaw", "distill")
 
 
@@ -41,7 +42,7 @@ class PretrainRequest:
 
     Attributes:
         pool: unlabeled frames.
-        out: run folder; `backbone.pt` or `neck.pt` appears there.
+        out: run folder; `backbone.pt`, `neck.pt` or `localizer.pt` appears there.
         model: architecture.
         init: weights to start from (COCO weights, or the last run's); None starts from scratch.
         imgsz: side of the views in pixels.
@@ -96,7 +97,7 @@ class _Trained:
 
 
 def pretrain(request: PretrainRequest) -> Path:
-    """Trains and writes `out/backbone.pt` (or `neck.pt`); returns its path. Under `torchrun` all processes share each batch.
+    """Trains and writes the part's file in `out`; returns its path. Under `torchrun` all processes share each batch.
 
     Raises:
         PoolError: an empty pool.
@@ -151,6 +152,10 @@ def check(request: PretrainRequest) -> None:
         raise TrainingError(f"unknown method {request.method!r}; the methods are {', '.join(METHODS)}")
     if request.anchor and (request.init is None or request.method not in _ANCHORED):
         raise TrainingError(f"--anchor holds what --init knows, for {' and '.join(_ANCHORED)}; give both, or leave it out")
+    if (request.part == "localizer") != (request.method in _WITH_HEAD):
+        raise TrainingError(
+            f"--part localizer is what {', '.join(_WITH_HEAD)} trains, and no other method; change --part or --method"
+        )
     if request.chunk and request.method not in _IN_CHUNKS:
         raise TrainingError(
             f"--chunk is for {', '.join(_IN_CHUNKS)}: the loss of {request.method} needs its whole batch at once"

@@ -42,7 +42,8 @@ def detection_loss(detector: DetectionModel, batch: Mapping[str, torch.Tensor], 
 
     Args:
         detector: in training mode.
-        batch: `img` float32 (b, 3, h, w) RGB in 0 to 1, and its targets, see `as_batch`.
+        batch: `img` float32 (b, 3, h, w) RGB in 0 to 1; of each target `cls` (n, 1), `bboxes` (n, 4) as centre and size,
+            0 to 1, and `batch_idx` (n,), its image.
         fabric: where it runs.
     """
     import torch

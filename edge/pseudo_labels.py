@@ -8,7 +8,6 @@ background: the student does not get to see it.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,69 +17,34 @@ from runtime.detections import Detections
 
 LOWEST, HIGHEST = 0.2, 0.9
 DOUBT = 0.05  # below it a detection is background
-_MEMORY = 400  # frames that thresholds rest on
-_FEWEST = 20
+_FEWEST = 20  # frames that thresholds can rest on
 
 
-class ClassThresholds:
-    """Thresholds by class, from what the teacher found lately.
+def class_thresholds(found: Sequence[Detections], boxes_per_frame: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Thresholds by class, between `LOWEST` and `HIGHEST`.
 
-    Attributes:
-        values: float64 (classes,), between `LOWEST` and `HIGHEST`.
+    Args:
+        found: the teacher's detections of each frame, down to `DOUBT`.
+        boxes_per_frame: of each class in the labelled images, float64 (classes,).
+
+    Returns:
+        float64 (classes,); the middle between the limits where too few frames were looked at.
     """
-
-    def __init__(self, boxes_per_frame: NDArray[np.float64]) -> None:
-        """`boxes_per_frame`: of each class in the labelled images, float64 (classes,)."""
-        self._wanted = boxes_per_frame
-        self._seen: deque[Detections] = deque(maxlen=_MEMORY)
-        self.values = np.full(len(boxes_per_frame), (LOWEST + HIGHEST) / 2)
-
-    def update(self, found: Sequence[Detections]) -> None:
-        """Takes in the teacher's detections of some frames, down to `DOUBT`."""
-        self._seen.extend(found)
-        if len(self._seen) < _FEWEST:
-            return
-        classes = np.concatenate([each.class_id for each in self._seen])
-        scores = np.concatenate([each.confidence for each in self._seen])
-        for index, wanted in enumerate(self._wanted):
-            ranked = -np.sort(-scores[classes == index])
-            believed = round(wanted * len(self._seen))
-            value = ranked[believed - 1] if 0 < believed <= len(ranked) else (LOWEST if believed else HIGHEST)
-            self.values[index] = min(HIGHEST, max(LOWEST, float(value)))
-
-    def state_dict(self) -> dict[str, object]:
-        """For a checkpoint."""
-        return {
-            "values": self.values.tolist(),
-            "seen": [(each.xyxy.tolist(), each.confidence.tolist(), each.class_id.tolist()) for each in self._seen],
-        }
-
-    def load_state_dict(self, state: dict[str, object]) -> None:
-        """Takes up what `state_dict` gave."""
-        self.values = np.array(state["values"], np.float64)
-        self._seen.clear()
-        rows: list[tuple[list[list[float]], list[float], list[int]]] = state["seen"]  # type: ignore[assignment]
-        for boxes, scores, classes in rows:
-            self._seen.append(
-                Detections(
-                    np.array(boxes, np.float32).reshape(-1, 4), np.array(scores, np.float32), np.array(classes, np.int32)
-                )
-            )
+    values = np.full(len(boxes_per_frame), (LOWEST + HIGHEST) / 2)
+    if len(found) < _FEWEST:
+        return values
+    classes = np.concatenate([each.class_id for each in found])
+    scores = np.concatenate([each.confidence for each in found])
+    for index, wanted in enumerate(boxes_per_frame):
+        ranked = -np.sort(-scores[classes == index])
+        believed = round(wanted * len(found))
+        value = ranked[believed - 1] if 0 < believed <= len(ranked) else (LOWEST if believed else HIGHEST)
+        values[index] = min(HIGHEST, max(LOWEST, float(value)))
+    return values
 
 
-def believed(found: Detections, thresholds: ClassThresholds) -> tuple[Detections, Detections]:
-    """Splits a frame's detections into those to learn from and those to keep out of sight; the rest is background."""
-    sure = found.confidence >= thresholds.values[found.class_id]
+def split_by_belief(found: Detections, thresholds: NDArray[np.float64]) -> tuple[Detections, Detections]:
+    """A frame's detections to learn from, and those to keep out of sight; the rest is background."""
+    sure = found.confidence >= thresholds[found.class_id]
     unsure = ~sure & (found.confidence >= DOUBT)
     return found[sure], found[unsure]
-
-
-def painted_over(image: NDArray[np.uint8], unsure: Detections, sure: Detections) -> NDArray[np.uint8]:
-    """A copy of the image, uint8 (h, w, 3), with grey over doubtful boxes, but not over believed ones."""
-    kept: NDArray[np.uint8] = image.copy()
-    for left, top, right, bottom in unsure.xyxy.astype(int).tolist():
-        kept[max(0, top) : bottom + 1, max(0, left) : right + 1] = 114
-    for left, top, right, bottom in sure.xyxy.astype(int).tolist():
-        rows, columns = slice(max(0, top), bottom + 1), slice(max(0, left), right + 1)
-        kept[rows, columns] = image[rows, columns]
-    return kept

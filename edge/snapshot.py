@@ -79,6 +79,10 @@ class Snapshot:
         """What a frame is called in its pool."""
         return f"{_sha256_in_name(self._paths[position])}.jpg"
 
+    def path(self, position: int) -> Path:
+        """The file of a frame."""
+        return self._paths[position]
+
     def read(self, position: int) -> NDArray[np.uint8]:
         """One frame: uint8 (h, w, 3) BGR.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,13 +12,13 @@ from calibration.accuracy import EVALUATION_CONFIDENCE, Detect
 from converters.graph_passes import TOP_K
 from runtime.detections import Detections
 from runtime.postprocess import Outputs, Thresholds, detections_from_outputs
-from runtime.preprocess import Letterbox, Preprocess
+from runtime.preprocess import Preprocess
 
 if TYPE_CHECKING:
     import torch
     from ultralytics.nn.tasks import DetectionModel
 
-DetectCanvases = Callable[[NDArray[np.uint8]], list[Detections]]
+DetectBatch = Callable[[Sequence[NDArray[np.uint8]]], list[Detections]]
 
 
 def torch_detector(detector: DetectionModel, preprocess: Preprocess) -> Detect:
@@ -35,15 +35,17 @@ def torch_detector(detector: DetectionModel, preprocess: Preprocess) -> Detect:
     return detect
 
 
-def canvas_detector(detector: DetectionModel, scale: float) -> DetectCanvases:
-    """The same for pictures that have the input's size already: uint8 (n, h, w, 3) BGR → boxes in their pixels; a byte times `scale` is
-    what the detector takes.
-    """
+def batch_detector(detector: DetectionModel, preprocess: Preprocess) -> DetectBatch:
+    """The same for several images at once."""
     detector.eval()
 
-    def detect(canvases: NDArray[np.uint8]) -> list[Detections]:
-        outputs, as_it_is = _outputs(detector, canvases, scale), Letterbox(1.0, 0, 0, (canvases.shape[2], canvases.shape[1]))
-        return [detections_from_outputs(outputs, row, as_it_is, _thresholds(detector)) for row in range(len(canvases))]
+    def detect(images: Sequence[NDArray[np.uint8]]) -> list[Detections]:
+        canvases = preprocess.buffer(len(images))
+        letterboxes = [preprocess.letterbox(image, canvas) for image, canvas in zip(images, canvases, strict=True)]
+        outputs = _outputs(detector, canvases, preprocess.scale)
+        return [
+            detections_from_outputs(outputs, row, letterbox, _thresholds(detector)) for row, letterbox in enumerate(letterboxes)
+        ]
 
     return detect
 

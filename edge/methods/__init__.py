@@ -84,6 +84,7 @@ METHODS: dict[str, str] = {
     "jigsaw": "Jigsaw",
     "hybrid": "Hybrid",
     "distill": "Distill",
+    "cutpaste": "CutPaste",
 }
 
 

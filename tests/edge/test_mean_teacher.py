@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,19 +9,20 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from calibration.labels import load_dataset
+from calibration.labels import LabeledImage, load_dataset
 from converters.checkpoint import detector_from_checkpoint, load_checkpoint
-from edge import pseudo_labels
+from edge import mean_teacher, pseudo_labels
 from edge.demo.scene import SimulatedScene
 from edge.errors import TrainingError
 from edge.finetune import FinetuneRequest, finetune
-from edge.mean_teacher import PoolSpec, PoolTeacher, as_batch
+from edge.mean_teacher import PoolSpec, PoolTeacher, mixed
 from edge.probe import ProbeRequest, probe
-from edge.processes import launched_fabric
-from edge.pseudo_labels import HIGHEST, LOWEST, ClassThresholds, believed, painted_over
+from edge.pseudo_labels import HIGHEST, LOWEST, class_thresholds, split_by_belief
 from edge.snapshot import Snapshot
-from edge.torch_detector import canvas_detector, torch_detector
-from edge.yolo import build_detector, weight_average
+from edge.torch_detector import DetectBatch, batch_detector, torch_detector
+from edge.training import seed_everything
+from edge.training_images import BatchSpec, TrainingImage, shown, training_loader
+from edge.yolo import build_detector
 from runtime.detections import Detections
 from runtime.pool import Pool, Seen
 from runtime.preprocess import Preprocess
@@ -37,48 +38,47 @@ def found(*rows: tuple[float, int], box: tuple[float, float, float, float] = (10
 
 def test_thresholds__as_many_boxes_are_believed_as_labels_have() -> None:
     rng = np.random.default_rng(0)
-    thresholds = ClassThresholds(np.array([1.0, 0.5, 3.0, 0.0]))
     frames = []
     for _ in range(200):
         timid = [(float(score), 1) for score in rng.uniform(0.1, 0.6, 1)]
         bold = [(float(score), 0) for score in rng.uniform(0.5, 1.0, 2)]
         frames.append(found(*bold, *timid, (0.95, 3)))
-    thresholds.update(frames)
-    assert thresholds.values[0] == pytest.approx(0.75, abs=0.03), "half of what is found boldly"
-    assert thresholds.values[1] == pytest.approx(0.35, abs=0.05), "half of the timid"
-    assert thresholds.values[2] == LOWEST, "never found often enough"
-    assert thresholds.values[3] == HIGHEST, "no label has it"
+    values = class_thresholds(frames, np.array([1.0, 0.5, 3.0, 0.0]))
+    assert values[0] == pytest.approx(0.75, abs=0.03), "half of what is found boldly"
+    assert values[1] == pytest.approx(0.35, abs=0.05), "half of the timid"
+    assert values[2] == LOWEST, "never found often enough"
+    assert values[3] == HIGHEST, "no label has it"
+    assert (class_thresholds(frames[:10], np.array([1.0, 0.5, 3.0, 0.0])) == (LOWEST + HIGHEST) / 2).all()
 
 
-def test_thresholds__state_comes_back() -> None:
-    one, other = ClassThresholds(np.array([1.0])), ClassThresholds(np.array([1.0]))
-    one.update([found((0.7 + index / 1000, 0)) for index in range(30)])
-    other.load_state_dict(json.loads(json.dumps(one.state_dict())))
-    one.update([found((0.4, 0))])
-    other.update([found((0.4, 0))])
-    np.testing.assert_array_equal(one.values, other.values)
-
-
-def test_believed__the_doubtful_are_painted_over_and_the_sure_are_not() -> None:
-    thresholds = ClassThresholds(np.array([1.0, 1.0]))
-    thresholds.values[:] = (0.5, 0.8)
-    rows = found((0.6, 0), (0.6, 1), (0.04, 0))
-    rows.xyxy[1] += 5
-    sure, unsure = believed(rows, thresholds)
+def test_split_by_belief__three_ways() -> None:
+    sure, unsure = split_by_belief(found((0.6, 0), (0.6, 1), (0.04, 0)), np.array([0.5, 0.8]))
     assert (sure.confidence.tolist(), unsure.class_id.tolist()) == ([pytest.approx(0.6)], [1])
-    image = np.random.default_rng(0).integers(0, 100, (40, 40, 3), dtype=np.uint8)
-    shown = painted_over(image, unsure, sure)
-    assert (shown[10:21, 10:31] == image[10:21, 10:31]).all()
-    assert (shown[22:26, 32:36] == 114).all()
-    assert (shown[:9] == image[:9]).all()
 
 
-def test_as_batch__boxes_as_shares_and_images_by_index() -> None:
-    batch = as_batch([torch.zeros(3, 40, 40)] * 3, [found((0.9, 1)), found(), found((0.8, 0), (0.7, 2))])
-    assert batch["img"].shape == (3, 3, 40, 40)
-    assert batch["batch_idx"].tolist() == [0, 2, 2]
-    assert batch["cls"].flatten().tolist() == [1, 0, 2]
-    np.testing.assert_allclose(batch["bboxes"][0], [0.5, 0.375, 0.5, 0.25])
+def image_of(path: Path, boxes: list[list[float]], hidden: list[list[float]]) -> TrainingImage:
+    item = LabeledImage(path, np.zeros(len(boxes), np.int32), np.array(boxes, np.float32).reshape(-1, 4))
+    return TrainingImage(item, (40, 40), np.array(hidden, np.float32).reshape(-1, 4), of_pool=True)
+
+
+def test_shown__the_doubtful_is_grey_and_the_sure_is_not() -> None:
+    picture = np.random.default_rng(0).integers(0, 100, (40, 40, 3), dtype=np.uint8)
+    image = image_of(Path("a.jpg"), [[0.5, 0.375, 0.5, 0.25]], [[0.375, 0.375, 0.875, 0.625]])
+    seen = shown(picture, image)
+    assert (seen[10:20, 10:30] == picture[10:20, 10:30]).all()
+    assert (seen[20:25, 15:35] == 114).all()
+    assert (seen[:10] == picture[:10]).all()
+    assert picture.max() < 114, "the picture itself is as it was"
+
+
+@pytest.mark.parametrize(("labels", "frames", "share"), [(8, 160, 0.5), (300, 20, 0.5), (10, 100, 0.25), (5, 5, 0.9)])
+def test_mixed__the_share_of_frames_is_met(labels: int, frames: int, share: float) -> None:
+    own = [image_of(Path(f"{index}.jpg"), [], []) for index in range(labels + frames)]
+    together = mixed(own[:labels], own[labels:], share)
+    frame_ids = {id(each) for each in own[labels:]}
+    assert sum(id(each) in frame_ids for each in together) / len(together) == pytest.approx(share, abs=0.03)
+    assert {id(each) for each in together} == {id(each) for each in own}
+    assert mixed(own, (), share) == own
 
 
 @pytest.fixture(scope="module")
@@ -90,88 +90,106 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_pool_teacher__waits_for_the_burn_in_then_teaches(data: Path, pool_dir: Path, tmp_path: Path) -> None:
+def sure_of_one(images: Sequence[NDArray[np.uint8]]) -> list[Detections]:
+    return [found((0.95, 0))] * len(images)
+
+
+def teacher_of(folder: Path, data: Path, detect: DetectBatch, **spec: Any) -> PoolTeacher:
+    """Over `folder/pool`; every label has objects."""
     dataset = load_dataset(data)
-    student = build_detector("yolo11n", dataset.names, 0)
-    frames = Snapshot.take(pool_dir, tmp_path, None, 1)
-    spec = PoolSpec(imgsz=64, batch=4, seed=0, steps=100, burn_in=0.3, weight=2.0)
-
-    def teacher() -> PoolTeacher:
-        made = PoolTeacher(frames, weight_average(student, 100).ema, dataset.train, len(dataset.names), spec)
-        made._detect = lambda images: (
-            [found((0.95, 0), box=(8, 8, 30, 40))] * len(images)
-        )  # a teacher with fresh weights believes nothing
-        return made
-
-    torch.manual_seed(0)
-    student.train()
-    assert teacher().loss(student, 29, launched_fabric()) is None
-    first, again, later = (teacher().loss(student, step, launched_fabric()) for step in (30, 30, 60))
-    assert first is not None
-    assert again is not None
-    assert later is not None
-    assert float(first.detach()) > 0
-    assert float(later.detach()) > 5 * float(first.detach()), "the weight grows over a tenth of the run"
-    torch.autograd.backward(later)
-    assert any(p.grad is not None and float(p.grad.abs().sum()) > 0 for p in student.parameters())
-    blind = teacher()
-    blind._detect = lambda images: [found((0.2, 0))] * len(images)
-    assert blind.loss(student, 60, launched_fabric()) is None
+    labels = [item for item in dataset.train if len(item.class_id)]
+    frames = Snapshot.take(folder / "pool", folder, None, 1)
+    settings = PoolSpec(**{"batch": 4, "seed": 0, "steps": 100, "burn_in": 0.3, "share": 0.5, **spec})
+    return PoolTeacher(frames, detect, labels, len(dataset.names), settings)
 
 
-def bright_square(canvas: NDArray[np.uint8]) -> Detections:
-    rows, columns = np.nonzero(canvas[..., 0] > 200)
-    return found((0.95, 0), box=(columns.min(), rows.min(), columns.max() + 1, rows.max() + 1))
+def test_pool_teacher__waits_for_the_burn_in_then_teaches_in_rounds(data: Path, tmp_path: Path) -> None:
+    fill_pool(tmp_path / "pool", 200)
+    asked: list[int] = []
+
+    def detect(images: Sequence[NDArray[np.uint8]]) -> list[Detections]:
+        asked.append(len(images))
+        return sure_of_one(images)
+
+    teacher = teacher_of(tmp_path, data, detect)
+    assert teacher.samples(29) == ()
+    assert teacher_of(tmp_path, data, detect).boxes_per_frame is None
+    first = teacher.samples(30)
+    assert len(first) == 56, "14 steps of two frames, two looks for each"
+    assert sum(asked) == 56
+    assert teacher.samples(43) is first, "one round"
+    assert sum(asked) == 56
+    rounds = [first, *(teacher.samples(step) for step in (44, 58, 72))]
+    names = [{sample.item.path.name for sample in each} for each in rounds]
+    assert len(set.union(*names[:3])) == 3 * 56, "no frame twice before every frame was looked at"
+    assert len(set.union(*names)) == 200
+    assert teacher.boxes_per_frame == 1
+    assert all(sample.of_pool for sample in first)
+
+
+def test_pool_teacher__what_nothing_is_believed_of_is_left_out(data: Path, tmp_path: Path) -> None:
+    fill_pool(tmp_path / "pool", 40)
+    blind = teacher_of(tmp_path, data, lambda images: [found((0.15, 0))] * len(images))
+    assert blind.samples(50) == ()
+    assert blind.boxes_per_frame == 0
+
+
+def bright_square(images: Sequence[NDArray[np.uint8]]) -> list[Detections]:
+    def square(image: NDArray[np.uint8]) -> Detections:
+        rows, columns = np.nonzero(image[..., 0] > 200)
+        return found((0.95, 0), (0.3, 1), box=(columns.min(), rows.min(), columns.max() + 1, rows.max() + 1))
+
+    return [square(image) for image in images]
 
 
 def test_pool_teacher__boxes_lie_where_the_student_sees_the_object(data: Path, tmp_path: Path) -> None:
-    """Frames are flipped at random; the square lies on one side."""
     with Pool.create(tmp_path / "pool") as pool:
-        image = np.full((64, 64, 3), 20, np.uint8)
-        image[10:26, 4:24] = 255
+        image = np.full((48, 96, 3), 20, np.uint8)
+        image[10:26, 4:40] = 255
         pool.add(image, Seen("line", 1000.0, "test"))
-    dataset = load_dataset(data)
-    student = build_detector("yolo11n", dataset.names, 0)
-    spec = PoolSpec(imgsz=64, batch=16, seed=0, steps=100, burn_in=0.0, weight=1.0)
-    teacher = PoolTeacher(Snapshot.take(tmp_path / "pool", tmp_path, None, 1), student, dataset.train, len(dataset.names), spec)
-    teacher._detect = lambda canvases: [bright_square(canvas) for canvas in canvases]
-    images, targets = teacher._labelled(0)
-    lefts = {int(each.xyxy[0, 0]) for each in targets}
-    assert lefts == {4, 40}, "as it is, and flipped"
-    for shown, target in zip(images, targets, strict=True):
-        left, top, right, bottom = target.xyxy[0].astype(int)
-        inside = torch.zeros(64, 64, dtype=torch.bool)
-        inside[top:bottom, left:right] = True
-        assert shown[:, inside].mean() > shown[:, ~inside].mean() + 0.2
+    teacher = teacher_of(tmp_path, data, bright_square, burn_in=0.0)
+    frames = [*teacher.samples(0)] * 16
+    assert frames[0].size_wh == (96, 48)
+    assert len(frames[0].hidden) == 1, "the second class is not believed, and the first lies over it"
+    names = load_dataset(data).names
+    seed_everything(0, 0)
+    loader = training_loader(frames, names, BatchSpec(64, 4, 0, mosaic=False, steps=5), None)
+    batches = list(loader)
+    assert len(batches) == 5
+    lefts = set()
+    for batch in batches:
+        for picture, row in zip(batch["img"].float() / 255, range(4), strict=True):
+            for cx, cy, width, height in batch["bboxes"][batch["batch_idx"] == row].tolist():
+                inside = torch.zeros(64, 64, dtype=torch.bool)
+                left, top = round(64 * (cx - width / 2)), round(64 * (cy - height / 2))
+                inside[top : round(64 * (cy + height / 2)), left : round(64 * (cx + width / 2))] = True
+                lefts.add(left)
+                assert picture[:, inside].mean() > picture[:, ~inside].mean() + 0.2
+    assert len(lefts) > 4, "flipped, scaled and moved"
 
 
 def test_pool_teacher__too_many_damaged_frames_stop_the_run_and_few_are_named(data: Path, tmp_path: Path) -> None:
-    dataset = load_dataset(data)
-    for damaged, kept in ((1, 39), (3, 37)):
+    for damaged in (1, 3):
         path = tmp_path / str(damaged)
         fill_pool(path / "pool", 40)
-        frames = Snapshot.take(path / "pool", path, None, 1)
+        teacher = teacher_of(path, data, sure_of_one, batch=40, steps=10, burn_in=0.0)
         for file in sorted((path / "frames").rglob("*.jpg"))[:damaged]:
             file.unlink()
             file.write_bytes(b"no JPEG")
-        student = build_detector("yolo11n", dataset.names, 0)
-        spec = PoolSpec(imgsz=64, batch=40, seed=0, steps=10, burn_in=0.0, weight=1.0)
-        teacher = PoolTeacher(frames, student, dataset.train, len(dataset.names), spec)
-        teacher._detect = lambda canvases: [found((0.95, 0))] * len(canvases)
-        if damaged > 0.05 * (damaged + kept):
+        if damaged == 3:
             with pytest.raises(TrainingError, match="3 of 40 frames are damaged"):
-                teacher._labelled(0)
+                teacher.samples(0)
         else:
-            assert len(teacher._labelled(0)[0]) == 40
-            assert len(teacher.damaged) == damaged
+            assert len(teacher.samples(0)) == 39
+            assert len(teacher.damaged) == 1
 
 
-def test_canvas_detector__a_batch_gives_what_single_pictures_give(checkpoint: Path) -> None:
+def test_batch_detector__a_batch_gives_what_single_pictures_give(checkpoint: Path) -> None:
     detector = detector_from_checkpoint(load_checkpoint(checkpoint))
-    canvases = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
+    images = [np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8) for size in ((64, 64, 3), (30, 90, 3))]
     single = torch_detector(detector, Preprocess((64, 64)))
-    for together, canvas in zip(canvas_detector(detector, 1 / 255)(canvases), canvases, strict=True):
-        alone = single(canvas)
+    for together, image in zip(batch_detector(detector, Preprocess((64, 64)))(images), images, strict=True):
+        alone = single(image)
         np.testing.assert_allclose(together.confidence, alone.confidence, atol=1e-5)
         np.testing.assert_allclose(together.xyxy, alone.xyxy, atol=1e-2)
 
@@ -196,6 +214,7 @@ def test_finetune__with_a_pool_resumed_ends_where_the_whole_run_ends(
 
     for limit in ("LOWEST", "HIGHEST"):
         monkeypatch.setattr(pseudo_labels, limit, 0.0)
+    monkeypatch.setattr(mean_teacher, "DOUBT", 0.0)
     whole = finetune(request(data, tmp_path / "whole", pool_dir))
     finish = Run.finish_epoch
 
