@@ -25,7 +25,7 @@ from runtime.pool import Pool
 from runtime.pool_import import add_image_file
 
 MODEL, IMGSZ, BATCH = "yolo11n", 224, 64
-PART: Part = "neck"
+PARTS: dict[str, Part] = {"cutpaste": "localizer"}  # the others: neck
 FOLDER = WORK / "methods-neu_det"
 TEACHER = DATA / "weights" / "yolov8n_coco_dequant_state_fp16.pt"
 
@@ -44,16 +44,16 @@ def data_and_pool() -> tuple[Path, Path]:
 
 def measure(method: str, epochs: int, precision: Precision, data: Path, pool: Path) -> dict[str, Any]:
     """One method from scratch."""
-    out = FOLDER / f"{method}-{epochs}"
+    out, part = FOLDER / f"{method}-{epochs}", PARTS.get(method, "neck")
     request = PretrainRequest(
-        pool, out, MODEL, None, IMGSZ, BATCH, epochs, method=method, part=PART, resume=(out / LAST).is_file(),
+        pool, out, MODEL, None, IMGSZ, BATCH, epochs, method=method, part=part, resume=(out / LAST).is_file(),
         teacher=TEACHER if method == "distill" else None, precision=precision,
     )  # fmt: skip
     start = time.monotonic()
     pretrain(request)
     seconds = time.monotonic() - start
     log = [json.loads(line) for line in (out / LOG).read_text(encoding="utf-8").splitlines()]
-    rows = probe(ProbeRequest(data, (out / RESULT[PART],), MODEL, PART, 128))
+    rows = probe(ProbeRequest(data, (out / RESULT[part],), MODEL, "neck", 128))
     fresh, given = rows["fresh weights"], rows["given weights"]
     return {
         "seconds": round(sum(row["seconds"] for row in log), 1), "wall_s_of_the_last_start": round(seconds, 1),
@@ -86,7 +86,7 @@ def main() -> None:
         found[method] = {"epochs": arguments.epochs, **measured}
         write_result(
             "methods",
-            {"set": "neu_det", "model": MODEL, "imgsz": IMGSZ, "batch": BATCH, "part": PART, "precision": arguments.precision,
+            {"set": "neu_det", "model": MODEL, "imgsz": IMGSZ, "batch": BATCH, "part": "neck", "precision": arguments.precision,
              "start": "scratch", "methods": found},
         )  # fmt: skip
 

@@ -22,6 +22,7 @@ Imgsz = Annotated[int, typer.Option(help="Side of the square input in pixels, a 
 Epochs = Annotated[int, typer.Option(min=1, help="Passes over the data.")]
 Batch = Annotated[int, typer.Option(min=2, help="Images a step.")]
 Lr = Annotated[float, typer.Option(min=1e-8, max=1, help="Peak learning rate.")]
+Upright = Annotated[bool, typer.Option("--upright", help="Scenes have an up and a down: no vertical flips.")]
 MixedPrecision = Annotated[
     Literal["32-true", "bf16-mixed"],
     typer.Option(help="Of the arithmetic; mixed is faster on GPUs and CPUs with AVX-512 BF16."),
@@ -125,7 +126,7 @@ def split(
 
 @program.app.command()
 def pretrain(
-    out: Annotated[Path, typer.Option(help="Run folder; backbone.pt, or neck.pt, appears there.")],
+    out: Annotated[Path, typer.Option(help="Run folder; backbone.pt, neck.pt or localizer.pt appears there.")],
     pool: Annotated[Optional[Path], typer.Option(help="Unlabeled frames.")] = None,
     shards: Annotated[
         str, typer.Option(help="Instead: where `edge pool export` wrote them; a folder, https:// or s3://.")
@@ -133,10 +134,11 @@ def pretrain(
     model: Model = "yolo11n",
     init: Annotated[Optional[Path], typer.Option(help="Weights to start from: COCO weights, or the last run's.")] = None,
     method: Annotated[
-        str, typer.Option(help="dense, simclr, moco, vicreg, mae, rotation, jigsaw, hybrid or distill.")
+        str, typer.Option(help="dense, simclr, moco, vicreg, mae, rotation, jigsaw, hybrid, distill or cutpaste.")
     ] = "simclr",
     part: Annotated[
-        Literal["backbone", "neck"], typer.Option(help="What is trained: the backbone, or the neck with it.")
+        Literal["backbone", "neck", "localizer"],
+        typer.Option(help="What is trained: the backbone, the neck with it, or all but the head's classes (cutpaste)."),
     ] = "backbone",
     teacher: Annotated[Optional[Path], typer.Option(help="A larger detector's checkpoint, for distill.")] = None,
     imgsz: Imgsz = 128,
@@ -144,7 +146,7 @@ def pretrain(
     chunk: Annotated[int, typer.Option(min=0, help="Images that fit the memory at once; 0 for the whole batch.")] = 0,
     epochs: Epochs = 10,
     lr: Lr = 1e-3,
-    upright: Annotated[bool, typer.Option("--upright", help="Scenes have an up and a down: no vertical flips.")] = False,
+    upright: Upright = False,
     anchor: Annotated[float, typer.Option(min=0, help="Weight of staying near --init, for dense and hybrid; 0: free.")] = 0.0,
     workers: Annotated[int, typer.Option(min=0, max=256, help="Processes that make views.")] = 0,
     precision: MixedPrecision = "32-true",
@@ -185,9 +187,10 @@ def finetune(
         float, typer.Option(min=0.1, max=1, help="Learning rate of a layer over the next one's; 1: the same in all.")
     ] = 1.0,
     precision: MixedPrecision = "32-true",
-    pool: Annotated[Optional[Path], typer.Option(help="Unlabeled frames that take part (mean teacher).")] = None,
+    pool: Annotated[Optional[Path], typer.Option(help="Unlabeled frames that take part (self-training).")] = None,
     pool_share: Annotated[float, typer.Option(min=0.05, max=0.95, help="Of a batch's pictures that are such frames.")] = 0.5,
-    burn_in: Annotated[float, typer.Option(min=0, max=1, help="Share of the run with labels alone before.")] = 0.5,
+    burn_in: Annotated[float, typer.Option(min=0.05, max=0.95, help="Share of the epochs with labels alone before.")] = 0.5,
+    upright: Upright = False,
     seed: Seed = 0,
     resume: Resume = False,
 ) -> None:
@@ -197,7 +200,7 @@ def finetune(
 
     request = FinetuneRequest(
         data, out, model, tuple(init or ()), imgsz, batch, epochs, lr, seed, freeze, layer_decay, precision, eval_every,
-        resume=resume, pool=pool, pool_share=pool_share, burn_in=burn_in,
+        resume=resume, pool=pool, pool_share=pool_share, burn_in=burn_in, upright=upright,
     )  # fmt: skip
     done = start(request)
     if done.accuracy:

@@ -6,22 +6,23 @@ import hashlib
 import math
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from calibration.accuracy import Accuracy, evaluate
 from calibration.labels import Dataset, load_dataset
-from converters.checkpoint import HELD_OUT, Checkpoint, load_checkpoint, save_checkpoint
+from converters.checkpoint import HELD_OUT, Checkpoint, detector_from_checkpoint, load_checkpoint, save_checkpoint
 from converters.errors import CheckpointError
 from converters.resnet import RESNET_MODELS
 from edge.errors import TrainingError
-from edge.mean_teacher import PoolSpec, PoolTeacher, mixed
+from edge.fused_looks import fused_looks
 from edge.pool_light import PoolLight
 from edge.processes import Precision, detection_loss, launched_fabric, several
+from edge.self_training import Taught, mixed, teach
 from edge.snapshot import Snapshot
 from edge.torch_detector import batch_detector, torch_detector
-from edge.training import Budget, Run, adamw, check_run_folder, memory_told, train_epoch, with_training
+from edge.training import LAST, Budget, Run, adamw, check_run_folder, memory_told, train_epoch, with_training
 from edge.training_images import BatchSpec, TrainingImage, training_image, training_loader
 from edge.yolo import WeightAverage, build_detector, family_of, inject, weight_average
 from runtime.files import sha256_of_file
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 
 DETECTOR = "detector.pt"
+LABELS_ALONE = "labels"  # folder of the first part of a run with a pool
 _WEIGHT_DECAY = 5e-4
 _REMEDIES = "lower it, lower --imgsz, or take a smaller --model"
 _PLAIN_SHARE = 0.2  # of the epochs, at the end, without mosaic: the model then sees pictures as the camera gives them
@@ -61,9 +63,10 @@ class FinetuneRequest:
         confidence: threshold that F1 is told at.
         light_pool: a pool whose light half of the labelled images are given; None leaves them as they are.
         until_s: of that pool, frames captured up to this Unix time; None for all.
-        pool: unlabeled frames that take part, see `edge.mean_teacher`; None for labels alone.
+        pool: unlabeled frames that take part, see `edge.self_training`; None for labels alone.
         pool_share: of a batch's pictures that are such frames, between 0 and 1.
-        burn_in: share of the run with labels alone, 0 to 1.
+        burn_in: share of the epochs with labels alone before, in `out/labels`, between 0 and 1.
+        upright: scenes have an up and a down, so the teacher does not look at frames upside down.
         resume: go on with the run in `out`.
     """
 
@@ -87,6 +90,7 @@ class FinetuneRequest:
     pool: Path | None = None
     pool_share: float = 0.5
     burn_in: float = 0.5
+    upright: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +116,46 @@ def finetune(request: FinetuneRequest) -> Finetuned:
         CheckpointError: weights of another architecture.
         TrainingError: nothing to resume, a folder in use, a loss that is not finite.
     """
+    return _with_frames(request) if request.pool else _train(request, ())
+
+
+def _with_frames(request: FinetuneRequest) -> Finetuned:
+    """Labels alone first, to the end of a schedule; the detector labels frames, and goes on with both."""
+    _check(request)
+    if request.epochs == 1:
+        raise TrainingError("--pool needs 2 epochs or more, since labels alone come first; raise --epochs")
+    first = replace(request, pool=None, out=request.out / LABELS_ALONE, epochs=_alone(request))
+    alone = first.out / DETECTOR
+    if not (request.resume and alone.is_file()):
+        _train(first, ())
+    resume = (request.out / LAST).is_file()
+    second = replace(request, init=(alone,), epochs=request.epochs - first.epochs, resume=resume)
+    if resume and (request.out / DETECTOR).is_file():
+        return _train(second, ())  # finished: nothing to look at
+    frames = Snapshot(request.out) if resume else Snapshot.take(cast("Path", request.pool), request.out, request.until_s, 1)
+    taught = _taught(second, frames)
+    sys.stderr.write(f"the labels' detector believes {taught.boxes} boxes in {taught.looked} frames of the pool\n")
+    done = _train(second, taught.images)
+    frames.remove()
+    return done
+
+
+def _alone(request: FinetuneRequest) -> int:
+    """Epochs with labels alone; each part has one at least."""
+    return min(request.epochs - 1, max(1, round(request.burn_in * request.epochs)))
+
+
+def _taught(request: FinetuneRequest, frames: Snapshot) -> Taught:
+    """What the detector of `init` makes of as many frames as the run has room for, mosaics counted."""
+    dataset = load_dataset(request.data)
+    teacher = detector_from_checkpoint(load_checkpoint(request.init[0])).to(launched_fabric().device)
+    room = round(4 * request.pool_share * request.batch * request.epochs * _steps(len(dataset.train), request.batch))
+    detect = fused_looks(batch_detector(teacher, Preprocess((request.imgsz, request.imgsz))), upright=request.upright)
+    return teach(frames, detect, dataset.train, len(dataset.names), room, request.seed)
+
+
+def _train(request: FinetuneRequest, frames: tuple[TrainingImage, ...]) -> Finetuned:
+    """One schedule, over the labels and what stands beside them."""
     import torch
 
     _check(request)
@@ -122,12 +166,10 @@ def finetune(request: FinetuneRequest) -> Finetuned:
     lineage = {**_inject_all(detector, request), **_lineage(request, dataset, digest)}
     detector.to(device=fabric.device, memory_format=torch.channels_last)
     optimizer = adamw(_rates(detector, request), _WEIGHT_DECAY)
-    loaders = _Loaders(dataset, request)
-    steps_an_epoch = loaders.steps
+    loaders = _Loaders(dataset, frames, request)
+    steps_an_epoch = _steps(len(dataset.train), request.batch)
     ema = weight_average(detector, request.epochs * steps_an_epoch)
-    teacher = _pool_teacher(request, dataset, ema, request.epochs * steps_an_epoch)
-    stateful = {"detector": detector, "ema": ema.ema, **({"pool": teacher} if teacher else {})}
-    run = Run(request.out, stateful, optimizer, Budget(request.epochs, request.lr), request.seed)
+    run = Run(request.out, {"detector": detector, "ema": ema.ema}, optimizer, Budget(request.epochs, request.lr), request.seed)
     run.start(_fingerprint(request, dataset, digest), resume=request.resume)
     found: Accuracy | None = None
     left = (request.epochs - run.epoch) * steps_an_epoch
@@ -135,9 +177,7 @@ def finetune(request: FinetuneRequest) -> Finetuned:
         ema.updates = run.epoch * steps_an_epoch
         for epoch in run.epochs(steps_an_epoch):
             _train_mode(detector, request, epoch)
-            frames = teacher.samples(epoch * steps_an_epoch) if teacher else ()
-            figures = train_epoch(run, loaders.of(epoch, frames), _loss(detector, ema, fabric), progress)
-            figures |= _believed(teacher)
+            figures = train_epoch(run, loaders.of(epoch), _loss(detector, ema, fabric), progress)
             if _is_due(epoch, request) and dataset.val:
                 found = _evaluate(ema.ema, dataset, request)
                 figures |= {"map50_95": found.map50_95, "f1": found.f1}
@@ -147,11 +187,12 @@ def finetune(request: FinetuneRequest) -> Finetuned:
     measured = {f"{HELD_OUT}{name}": str(value) for name, value in found.as_dict().items()} if found else {}
     path = request.out / DETECTOR
     save_checkpoint(path, with_training(_checkpoint(ema.ema, dataset, request, {**lineage, **measured}), None))
-    if teacher:
-        for name in teacher.damaged:
-            sys.stderr.write(f"left out, damaged: {name}\n")
-        Snapshot(request.out).remove()
     return Finetuned(path, found, run.extra.get("figures", []))
+
+
+def _steps(labels: int, batch: int) -> int:
+    """In an epoch, which is a pass over the labels; frames beside them make it no longer."""
+    return max(1, labels // batch)
 
 
 def _check(request: FinetuneRequest) -> None:
@@ -162,7 +203,8 @@ def _check(request: FinetuneRequest) -> None:
         )
     if several():
         raise TrainingError("fine-tuning runs in one process; start it without torchrun")
-    check_run_folder(request.out, resume=request.resume)
+    if not (request.pool and request.resume):  # which may have been cut before the frames' turn
+        check_run_folder(request.out, resume=request.resume)
 
 
 def _lineage(request: FinetuneRequest, dataset: Dataset, digest: str) -> dict[str, str]:
@@ -181,42 +223,32 @@ def _fingerprint(request: FinetuneRequest, dataset: Dataset, digest: str) -> dic
         "init": ", ".join(sha256_of_file(path)[:12] for path in request.init), "freeze": request.freeze,
         "layer_decay": request.layer_decay, "precision": request.precision,
         "light_pool": f"{request.light_pool} until {request.until_s}",
-        "pool": f"{request.pool} × {request.pool_share} from {request.burn_in}" if request.pool else "",
+        "pool": f"{request.pool} × {request.pool_share} from {request.burn_in}, upright {request.upright}" if request.pool else "",
     }  # fmt: skip
 
 
 class _Loaders:
-    """With mosaic, and without for the last epochs; each made once for the frames that stand beside the labels.
+    """With mosaic, and without for the last epochs."""
 
-    Attributes:
-        steps: batches in an epoch, with frames or without.
-    """
+    def __init__(self, dataset: Dataset, frames: tuple[TrainingImage, ...], request: FinetuneRequest) -> None:
+        self._request = request
+        relight = PoolLight(request.light_pool, request.until_s, request.seed) if request.light_pool else None
+        images = mixed([training_image(item) for item in dataset.train], frames, request.pool_share)
+        steps = _steps(len(dataset.train), request.batch) if frames else None
+        self._mosaic, self._plain = (
+            training_loader(
+                images, dataset.names, BatchSpec(request.imgsz, request.batch, request.seed, mosaic, steps), relight
+            )
+            for mosaic in (True, False)
+        )
 
-    def __init__(self, dataset: Dataset, request: FinetuneRequest) -> None:
-        self._request, self._names = request, dataset.names
-        self._relight = PoolLight(request.light_pool, request.until_s, request.seed) if request.light_pool else None
-        self._labels = [training_image(item) for item in dataset.train]
-        self._frames: tuple[TrainingImage, ...] = ()
-        self._made: dict[bool, DataLoader[object]] = {}
-        self.steps = max(1, len(self._labels) // request.batch)
-
-    def of(self, epoch: int, frames: tuple[TrainingImage, ...]) -> DataLoader[object]:
+    def of(self, epoch: int) -> DataLoader[object]:
         """The epoch's loader, its order depending on seed and epoch only."""
-        if frames is not self._frames:
-            self._frames = frames
-            self._made.clear()
         plain = epoch >= self._request.epochs - max(1, round(_PLAIN_SHARE * self._request.epochs))
-        if plain not in self._made:
-            self._made[plain] = self._make(not plain)
-        loader = self._made[plain]
+        loader = self._plain if plain else self._mosaic
         if loader.generator is not None:
             loader.generator.manual_seed(self._request.seed * 1_000_003 + epoch)
         return loader
-
-    def _make(self, mosaic: bool) -> DataLoader[object]:
-        request = self._request
-        spec = BatchSpec(request.imgsz, request.batch, request.seed, mosaic, self.steps if self._frames else None)
-        return training_loader(mixed(self._labels, self._frames, request.pool_share), self._names, spec, self._relight)
 
 
 def _inject_all(detector: DetectionModel, request: FinetuneRequest) -> dict[str, str]:
@@ -246,22 +278,6 @@ def _train_mode(detector: DetectionModel, request: FinetuneRequest, epoch: int) 
     for layer in list(detector.model)[: family_of(request.model).last_backbone_layer + 1]:
         layer.requires_grad_(not frozen)
         layer.train(not frozen)  # frozen weights with moving batch-norm statistics would not be frozen
-
-
-def _pool_teacher(request: FinetuneRequest, dataset: Dataset, ema: WeightAverage, steps: int) -> PoolTeacher | None:
-    if request.pool is None or (request.resume and (request.out / DETECTOR).is_file()):  # finished: nothing to look at
-        return None
-    resume = request.resume
-    frames = Snapshot(request.out) if resume else Snapshot.take(request.pool, request.out, request.until_s, 1)
-    spec = PoolSpec(request.batch, request.seed, steps, request.burn_in, request.pool_share)
-    detect = batch_detector(ema.ema, Preprocess((request.imgsz, request.imgsz)))
-    return PoolTeacher(frames, detect, dataset.train, len(dataset.names), spec)
-
-
-def _believed(teacher: PoolTeacher | None) -> dict[str, float]:
-    """Boxes that the teacher gave a frame of this round, for the log."""
-    boxes = teacher.boxes_per_frame if teacher else None
-    return {} if boxes is None else {"pseudo_boxes_per_frame": round(boxes, 3)}
 
 
 def _loss(detector: DetectionModel, ema: WeightAverage, fabric: Fabric) -> Callable[[Mapping[str, torch.Tensor]], torch.Tensor]:

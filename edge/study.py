@@ -82,7 +82,7 @@ class FinetunePlan(_Strict):
     freeze: float = Field(default=0.0, ge=0, le=1)
     precision: Precision = "32-true"
     pool_share: float = Field(default=0.5, gt=0, lt=1)
-    burn_in: float = Field(default=0.5, ge=0, le=1)
+    burn_in: float = Field(default=0.5, gt=0, lt=1)
 
 
 class SetPlan(_Strict):
@@ -240,7 +240,7 @@ def _run(plan: StudyPlan, cell: Cell, out: Path) -> dict[str, Any]:
         FinetuneRequest(
             data, run, plan.model, init, plan.imgsz, plan.finetune.batch, max(1, round(plan.finetune.steps / steps_per_epoch)),
             plan.finetune.lr, cell.seed, resume=(run / LAST).is_file(), pool=pool if arm.pool else None,
-            pool_share=plan.finetune.pool_share, burn_in=plan.finetune.burn_in, freeze=plan.finetune.freeze,
+            pool_share=plan.finetune.pool_share, burn_in=plan.finetune.burn_in, upright=plan.pretrain.upright, freeze=plan.finetune.freeze,
             layer_decay=plan.finetune.layer_decay, precision=plan.finetune.precision,
         )
     )  # fmt: skip

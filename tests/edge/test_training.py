@@ -23,7 +23,7 @@ from edge.finetune import FinetuneRequest, finetune
 from edge.pretrain import PretrainRequest, pretrain
 from edge.processes import Precision, detection_loss, launched_fabric
 from edge.training import Run, memory_told
-from edge.yolo import build_detector
+from edge.yolo import build_detector, inject
 from runtime.errors import PoolError
 from tests.conftest import ROOT, fill_pool
 
@@ -222,6 +222,25 @@ def test_pretrain__backbone_and_neck_by_other_methods(pool_dir: Path, tmp_path: 
     assert max(int(key.split(".")[1]) for key in loaded.state) == 22
     records = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert all(record["effective_rank"] > 1 and record["images_per_s"] > 0 for record in records)
+
+
+def test_pretrain__a_localizer_is_all_but_the_classes(pool_dir: Path, tmp_path: Path) -> None:
+    path = pretrain(pretrain_request(pool_dir, tmp_path / "run", method="cutpaste", part="localizer"))
+    assert path.name == "localizer.pt"
+    found = load_checkpoint(path)
+    for names in (["one"], ["one", "two"]):
+        detector = build_detector("yolo11n", names, 5)
+        fresh = {key: value.clone() for key, value in detector.state_dict().items()}
+        told = str(inject(detector, found, "yolo11n"))
+        after = detector.state_dict()
+        left = {key for key in after if key not in found.state}
+        assert left == {key for key in after if key.startswith("model.23.cv3.")}, "also where the classes are as many"
+        assert all(torch.equal(after[key], fresh[key]) for key in left)
+        assert all(torch.equal(after[key], value) for key, value in found.state.items())
+        assert f"{len(left)} left fresh (class branch, not pretrained)" in told
+    for changes in ({"method": "cutpaste", "part": "neck"}, {"method": "dense", "part": "localizer"}):
+        with pytest.raises(TrainingError, match="--part localizer is what cutpaste trains, and no other method"):
+            pretrain(pretrain_request(pool_dir, tmp_path / "other", **changes))
 
 
 def test_pretrain__in_chunks_is_still_simclr_of_the_whole_batch(pool_dir: Path, tmp_path: Path) -> None:

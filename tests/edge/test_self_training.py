@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,14 @@ from numpy.typing import NDArray
 
 from calibration.labels import LabeledImage, load_dataset
 from converters.checkpoint import detector_from_checkpoint, load_checkpoint
-from edge import mean_teacher, pseudo_labels
+from edge import pseudo_labels, self_training
 from edge.demo.scene import SimulatedScene
 from edge.errors import TrainingError
 from edge.finetune import FinetuneRequest, finetune
-from edge.mean_teacher import PoolSpec, PoolTeacher, mixed
+from edge.fused_looks import fuse, fused_looks
 from edge.probe import ProbeRequest, probe
 from edge.pseudo_labels import HIGHEST, LOWEST, class_thresholds, split_by_belief
+from edge.self_training import Taught, mixed, teach
 from edge.snapshot import Snapshot
 from edge.torch_detector import DetectBatch, batch_detector, torch_detector
 from edge.training import seed_everything
@@ -94,44 +96,27 @@ def sure_of_one(images: Sequence[NDArray[np.uint8]]) -> list[Detections]:
     return [found((0.95, 0))] * len(images)
 
 
-def teacher_of(folder: Path, data: Path, detect: DetectBatch, **spec: Any) -> PoolTeacher:
-    """Over `folder/pool`; every label has objects."""
+def taught(folder: Path, data: Path, detect: DetectBatch, most: int = 1000) -> Taught:
+    """From the frames of `folder/pool`; every label has objects."""
     dataset = load_dataset(data)
     labels = [item for item in dataset.train if len(item.class_id)]
-    frames = Snapshot.take(folder / "pool", folder, None, 1)
-    settings = PoolSpec(**{"batch": 4, "seed": 0, "steps": 100, "burn_in": 0.3, "share": 0.5, **spec})
-    return PoolTeacher(frames, detect, labels, len(dataset.names), settings)
+    return teach(Snapshot.take(folder / "pool", folder, None, 1), detect, labels, len(dataset.names), most, 0)
 
 
-def test_pool_teacher__waits_for_the_burn_in_then_teaches_in_rounds(data: Path, tmp_path: Path) -> None:
-    fill_pool(tmp_path / "pool", 200)
-    asked: list[int] = []
-
-    def detect(images: Sequence[NDArray[np.uint8]]) -> list[Detections]:
-        asked.append(len(images))
-        return sure_of_one(images)
-
-    teacher = teacher_of(tmp_path, data, detect)
-    assert teacher.samples(29) == ()
-    assert teacher_of(tmp_path, data, detect).boxes_per_frame is None
-    first = teacher.samples(30)
-    assert len(first) == 56, "14 steps of two frames, two looks for each"
-    assert sum(asked) == 56
-    assert teacher.samples(43) is first, "one round"
-    assert sum(asked) == 56
-    rounds = [first, *(teacher.samples(step) for step in (44, 58, 72))]
-    names = [{sample.item.path.name for sample in each} for each in rounds]
-    assert len(set.union(*names[:3])) == 3 * 56, "no frame twice before every frame was looked at"
-    assert len(set.union(*names)) == 200
-    assert teacher.boxes_per_frame == 1
-    assert all(sample.of_pool for sample in first)
-
-
-def test_pool_teacher__what_nothing_is_believed_of_is_left_out(data: Path, tmp_path: Path) -> None:
+def test_teach__as_many_frames_as_there_is_room_for(data: Path, tmp_path: Path) -> None:
     fill_pool(tmp_path / "pool", 40)
-    blind = teacher_of(tmp_path, data, lambda images: [found((0.15, 0))] * len(images))
-    assert blind.samples(50) == ()
-    assert blind.boxes_per_frame == 0
+    everything, some = taught(tmp_path, data, sure_of_one), taught(tmp_path, data, sure_of_one, 25)
+    assert (everything.looked, everything.boxes, len(everything.images)) == (40, 40, 40)
+    assert len({image.item.path for image in some.images}) == 25
+    assert all(image.of_pool for image in some.images)
+    again = taught(tmp_path, data, sure_of_one, 25)
+    assert [image.item.path for image in again.images] == [image.item.path for image in some.images]
+
+
+def test_teach__what_nothing_is_believed_of_is_left_out(data: Path, tmp_path: Path) -> None:
+    fill_pool(tmp_path / "pool", 40)
+    blind = taught(tmp_path, data, lambda images: [found((0.15, 0))] * len(images))
+    assert (blind.images, blind.boxes, blind.looked) == ((), 0, 40)
 
 
 def bright_square(images: Sequence[NDArray[np.uint8]]) -> list[Detections]:
@@ -142,19 +127,16 @@ def bright_square(images: Sequence[NDArray[np.uint8]]) -> list[Detections]:
     return [square(image) for image in images]
 
 
-def test_pool_teacher__boxes_lie_where_the_student_sees_the_object(data: Path, tmp_path: Path) -> None:
+def test_teach__boxes_lie_where_the_student_sees_the_object(data: Path, tmp_path: Path) -> None:
     with Pool.create(tmp_path / "pool") as pool:
         image = np.full((48, 96, 3), 20, np.uint8)
         image[10:26, 4:40] = 255
         pool.add(image, Seen("line", 1000.0, "test"))
-    teacher = teacher_of(tmp_path, data, bright_square, burn_in=0.0)
-    frames = [*teacher.samples(0)] * 16
+    frames = [*taught(tmp_path, data, bright_square).images] * 16
     assert frames[0].size_wh == (96, 48)
     assert len(frames[0].hidden) == 1, "the second class is not believed, and the first lies over it"
-    names = load_dataset(data).names
     seed_everything(0, 0)
-    loader = training_loader(frames, names, BatchSpec(64, 4, 0, mosaic=False, steps=5), None)
-    batches = list(loader)
+    batches = list(training_loader(frames, load_dataset(data).names, BatchSpec(64, 4, 0, mosaic=False, steps=5), None))
     assert len(batches) == 5
     lefts = set()
     for batch in batches:
@@ -168,20 +150,19 @@ def test_pool_teacher__boxes_lie_where_the_student_sees_the_object(data: Path, t
     assert len(lefts) > 4, "flipped, scaled and moved"
 
 
-def test_pool_teacher__too_many_damaged_frames_stop_the_run_and_few_are_named(data: Path, tmp_path: Path) -> None:
+def test_teach__too_many_damaged_frames_stop_the_run_and_few_are_named(data: Path, tmp_path: Path, capsys: Any) -> None:
     for damaged in (1, 3):
         path = tmp_path / str(damaged)
         fill_pool(path / "pool", 40)
-        teacher = teacher_of(path, data, sure_of_one, batch=40, steps=10, burn_in=0.0)
-        for file in sorted((path / "frames").rglob("*.jpg"))[:damaged]:
+        for file in sorted((path / "pool").rglob("*.jpg"))[:damaged]:
             file.unlink()
             file.write_bytes(b"no JPEG")
         if damaged == 3:
             with pytest.raises(TrainingError, match="3 of 40 frames are damaged"):
-                teacher.samples(0)
+                taught(path, data, sure_of_one)
         else:
-            assert len(teacher.samples(0)) == 39
-            assert len(teacher.damaged) == 1
+            assert len(taught(path, data, sure_of_one).images) == 39
+            assert capsys.readouterr().err.count("left out, damaged: ") == 1
 
 
 def test_batch_detector__a_batch_gives_what_single_pictures_give(checkpoint: Path) -> None:
@@ -195,31 +176,40 @@ def test_batch_detector__a_batch_gives_what_single_pictures_give(checkpoint: Pat
 
 
 def request(data: Path, out: Path, pool: Path, **changes: Any) -> FinetuneRequest:
-    return FinetuneRequest(data, out, **{"imgsz": 64, "batch": 4, "epochs": 4, "pool": pool, "burn_in": 0.25, **changes})
+    return FinetuneRequest(data, out, **{"imgsz": 64, "batch": 4, "epochs": 4, "pool": pool, "burn_in": 0.5, **changes})
 
 
-def test_finetune__with_a_pool_tells_what_was_believed(data: Path, pool_dir: Path, tmp_path: Path) -> None:
+def test_finetune__with_a_pool_labels_come_first(data: Path, pool_dir: Path, tmp_path: Path, capsys: Any) -> None:
     done = finetune(request(data, tmp_path / "run", pool_dir))
-    assert "pseudo_boxes_per_frame" not in done.curve[0]
-    assert done.curve[-1]["pseudo_boxes_per_frame"] == 0, "fresh weights believe nothing"
+    assert re.search(r"believes 0 boxes in \d+ frames", capsys.readouterr().err), "two epochs of nearly fresh weights"
+    first = load_checkpoint(tmp_path / "run" / "labels" / "detector.pt")
+    assert first.lineage["finetune_epochs"] == "2"
+    assert len(done.curve) == 2
     assert not (tmp_path / "run" / "frames").exists()
     assert finetune(request(data, tmp_path / "run", pool_dir, resume=True)).checkpoint == done.checkpoint
+    with pytest.raises(TrainingError, match="holds a run already"):
+        finetune(request(data, tmp_path / "run", pool_dir))
+    with pytest.raises(TrainingError, match="needs 2 epochs or more"):
+        finetune(request(data, tmp_path / "short", pool_dir, epochs=1))
+    with pytest.raises(TrainingError, match="to resume from"):
+        finetune(request(data, tmp_path / "never", pool_dir, resume=True))
 
 
+@pytest.mark.parametrize("cut", [("labels", 1), ("run", 1)])
 def test_finetune__with_a_pool_resumed_ends_where_the_whole_run_ends(
-    data: Path, pool_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: Path, pool_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: tuple[str, int]
 ) -> None:
     """With thresholds of nothing, so that a teacher with fresh weights is believed and its labels are learnt."""
     from edge.training import Run
 
-    for limit in ("LOWEST", "HIGHEST"):
+    for limit in ("LOWEST", "HIGHEST", "DOUBT"):
         monkeypatch.setattr(pseudo_labels, limit, 0.0)
-    monkeypatch.setattr(mean_teacher, "DOUBT", 0.0)
+    monkeypatch.setattr(self_training, "DOUBT", 0.0)
     whole = finetune(request(data, tmp_path / "whole", pool_dir))
     finish = Run.finish_epoch
 
     def killed(run: Run, *arguments: Any) -> None:
-        if run.epoch == 2:
+        if (run.out.name, run.epoch) == cut:
             raise KeyboardInterrupt
         finish(run, *arguments)
 
@@ -227,12 +217,11 @@ def test_finetune__with_a_pool_resumed_ends_where_the_whole_run_ends(
         patch.setattr(Run, "finish_epoch", killed)
         finetune(request(data, tmp_path / "run", pool_dir))
     done = finetune(request(data, tmp_path / "run", pool_dir, resume=True))
-    assert [row.get("pseudo_boxes_per_frame") for row in done.curve] == [
-        row.get("pseudo_boxes_per_frame") for row in whole.curve
-    ]
-    assert done.curve[-1]["pseudo_boxes_per_frame"] > 0
+    assert len(done.curve) == len(whole.curve) == 2
     first, second = load_checkpoint(whole.checkpoint).state, load_checkpoint(done.checkpoint).state
     assert all(torch.equal(first[key], second[key]) for key in first)
+    alone = load_checkpoint(tmp_path / "whole" / "labels" / "detector.pt").state
+    assert not all(torch.equal(first[key], alone[key]) for key in first)
 
 
 def test_probe__classes_that_look_different_are_told_apart(tmp_path: Path) -> None:
@@ -247,3 +236,28 @@ def test_probe__classes_that_look_different_are_told_apart(tmp_path: Path) -> No
         assert row.val > 4
         assert 0 <= row.linear_interval[0] <= row.linear <= row.linear_interval[1] <= 1
     assert max(row.linear for row in rows.values()) > 0.4, "three shapes that even fresh filters tell apart"
+
+
+def test_fuse__an_object_that_few_looks_show_is_less_sure() -> None:
+    one, other = found((0.9, 0), (0.8, 1)), found((0.3, 0), box=(10, 10, 34, 20))
+    fused = fuse([one, other, found()])
+    assert fused.class_id.tolist() == [0, 1]
+    np.testing.assert_allclose(fused.confidence, [0.4, 0.8 / 3], rtol=1e-6)
+    np.testing.assert_allclose(fused.xyxy[0], [10, 10, 31, 20], rtol=1e-6)
+    assert len(fuse([found(), found()])) == 0
+
+
+def test_fused_looks__boxes_come_back_to_where_the_object_is() -> None:
+    image = np.full((48, 96, 3), 20, np.uint8)
+    image[10:26, 4:40] = 255
+    for upright in (False, True):
+        looked: list[int] = []
+
+        def detect(images: Sequence[NDArray[np.uint8]], looked: list[int] = looked) -> list[Detections]:
+            looked.append(len(images))
+            return bright_square(images)
+
+        (fused,) = fused_looks(detect, upright=upright)([image])
+        np.testing.assert_allclose(fused.xyxy, [[4, 10, 40, 26]] * 2, rtol=1e-6)
+        np.testing.assert_allclose(fused.confidence, [0.95, 0.3], rtol=1e-6)
+        assert looked == [1] * (2 if upright else 3)
