@@ -18,7 +18,8 @@ study.yaml:
       coco+pool: {start: coco, pool: true}
 
 Each seed splits a set anew; the labels of a smaller fraction are among those of a larger one. The pool is all images that
-are not held out, without their labels. A run that is there is not repeated; one that was killed goes on.
+are not held out, without their labels, and without those that show a held-out image. A run that is there
+is not repeated; one that was killed goes on.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from calibration.labels import load_dataset, split_dataset
 from edge.errors import TrainingError
 from edge.finetune import FinetuneRequest, finetune
+from edge.leaks import leaks_of
 from edge.pretrain import RESULT, PretrainRequest, pretrain
 from edge.processes import Precision
 from edge.training import LAST
@@ -229,7 +231,7 @@ def _run(plan: StudyPlan, cell: Cell, out: Path) -> dict[str, Any]:
     everything = load_dataset(_split(spec, home / "_all", 0, cell.seed))
     labels = max(2, round(cell.fraction * len(everything.train)))
     data = _split(spec, home / f"_labels-{cell.fraction:g}", labels, cell.seed)
-    pool = _pool(home / "_pool", [item.path for item in everything.train])
+    pool = _pool(home / "_pool", *([item.path for item in part] for part in (everything.train, everything.val)))
     init = _init(plan, arm, cell, home, pool)
     steps_per_epoch = max(
         1, -(-labels // plan.finetune.batch) if labels <= plan.finetune.batch else labels // plan.finetune.batch
@@ -264,13 +266,18 @@ def _split(spec: SetPlan, out: Path, labels: int, seed: int) -> Path:
     return data if data.is_file() else split_dataset(Path(spec.folder), out, spec.group, labels, spec.val, seed)
 
 
-def _pool(path: Path, images: list[Path]) -> Path:
-    """The images without their labels, made once."""
+def _pool(path: Path, images: list[Path], held_out: list[Path]) -> Path:
+    """The images without their labels, and without those that show a held-out one; made once."""
     done = path.with_suffix(".done")
     if not done.is_file():
         with Pool.create(path, quota_bytes=_NO_QUOTA, evict=False) as pool:
             for number, image in enumerate(images):
                 add_image_file(pool, image, "study", float(number))
+            leaks = leaks_of(pool, held_out)
+            for entry in pool.entries(with_embeddings=False):
+                if entry.sha256 in leaks:
+                    sys.stderr.write(f"left out of the pool, since it shows a held-out image: {leaks[entry.sha256].name}\n")
+                    pool.remove(entry)
         done.touch()
     return path
 

@@ -5,14 +5,17 @@ import math
 from pathlib import Path
 from typing import Any
 
+import cv2
 import pytest
 import yaml
 
 from calibration.labels import load_dataset
 from edge.demo.scene import SimulatedScene
 from edge.errors import TrainingError
-from edge.study import StudyPlan, cells_of, load_plan, study
+from edge.study import StudyPlan, _pool, cells_of, load_plan, study
 from edge.study_report import mean_and_half, plot, rows_of, table
+from runtime.images import read_image
+from runtime.pool import Pool
 
 RECORDS: list[dict[str, Any]] = [
     {"set": "steel", "fraction": 0.1, "arm": arm, "seed": seed, "map50_95": value, "f1": 2 * value}
@@ -110,6 +113,17 @@ def test_study__runs_what_is_missing_and_shares_what_is_the_same(folder: Path, t
     path.write_text(yaml.safe_dump(plan_of(folder, imgsz=96)))
     with pytest.raises(TrainingError, match="a study with other imgsz"):
         study(load_plan(path), out)
+
+
+def test_pool__what_shows_a_held_out_image_is_left_out(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = sorted((folder / "images").iterdir())
+    again = tmp_path / "again.jpg"
+    assert cv2.imwrite(str(again), read_image(images[0]), [cv2.IMWRITE_JPEG_QUALITY, 60])
+    with Pool.open(_pool(tmp_path / "pool", [*images[1:4], again], [images[0]])) as pool:
+        assert len(pool) == 3
+    assert f"shows a held-out image: {images[0].name}" in capsys.readouterr().err
 
 
 def test_cells__seed_by_seed(folder: Path) -> None:
