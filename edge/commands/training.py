@@ -1,0 +1,153 @@
+"""What makes a detector."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, Optional
+
+import typer
+
+from edge.commands.options import Batch, Epochs, Imgsz, Lr, MixedPrecision, Model, Resume, Seed, Upright
+
+
+def split(
+    folder: Annotated[Path, typer.Argument(help="images/, labels/ and a data.yaml with names.")],
+    out: Annotated[Path, typer.Option(help="Where data.yaml and the lists go.")],
+    group: Annotated[str, typer.Option(help="Regular expression on file names; its first group is never split.")] = "^(.*)$",
+    labels: Annotated[int, typer.Option(min=0, help="Training images that keep their labels; 0 for all.")] = 0,
+    val: Annotated[float, typer.Option(min=0.01, max=0.9, help="Share of the images to hold out.")] = 0.2,
+    seed: Seed = 0,
+) -> None:
+    """Splits a labelled folder by boards, photos or scenes, and writes a data.yaml."""
+    from calibration.labels import load_dataset, split_dataset
+
+    written = split_dataset(folder, out, group, labels, val, seed)
+    dataset = load_dataset(written)
+    typer.echo(f"{written}: {len(dataset.train)} to train on, {len(dataset.val)} held out, {len(dataset.names)} classes")
+
+
+def pretrain(
+    out: Annotated[Path, typer.Option(help="Run folder; backbone.pt, neck.pt or localizer.pt appears there.")],
+    pool: Annotated[Optional[Path], typer.Option(help="Unlabeled frames.")] = None,
+    shards: Annotated[
+        str, typer.Option(help="Instead: where `edge pool export` wrote them; a folder, https:// or s3://.")
+    ] = "",
+    model: Model = "yolo11n",
+    init: Annotated[Optional[Path], typer.Option(help="Weights to start from: COCO weights, or the last run's.")] = None,
+    method: Annotated[
+        str, typer.Option(help="dense, simclr, moco, vicreg, mae, rotation, jigsaw, hybrid, distill or cutpaste.")
+    ] = "simclr",
+    part: Annotated[
+        Literal["backbone", "neck", "localizer"],
+        typer.Option(help="What is trained: the backbone, the neck with it, or all but the head's classes (cutpaste)."),
+    ] = "backbone",
+    teacher: Annotated[Optional[Path], typer.Option(help="A larger detector's checkpoint, for distill.")] = None,
+    imgsz: Imgsz = 128,
+    batch: Batch = 64,
+    chunk: Annotated[int, typer.Option(min=0, help="Images that fit the memory at once; 0 for the whole batch.")] = 0,
+    epochs: Epochs = 10,
+    lr: Lr = 1e-3,
+    upright: Upright = False,
+    anchor: Annotated[float, typer.Option(min=0, help="Weight of staying near --init, for dense and hybrid; 0: free.")] = 0.0,
+    workers: Annotated[int, typer.Option(min=0, max=256, help="Processes that make views.")] = 0,
+    precision: MixedPrecision = "32-true",
+    seed: Seed = 0,
+    resume: Resume = False,
+) -> None:
+    """Pretrains a YOLO on unlabeled frames, without labels."""
+    from edge.errors import TrainingError
+    from edge.pretrain import PretrainRequest
+    from edge.pretrain import pretrain as start
+
+    if (pool is None) == (not shards):
+        raise TrainingError("name the frames with --pool, or with --shards, and not with both")
+    request = PretrainRequest(
+        pool or Path(), out, model, init, imgsz, batch, epochs, lr, seed, resume=resume, method=method, part=part, teacher=teacher,
+        upright=upright, chunk=chunk, workers=workers, precision=precision, shards=shards, anchor=anchor,
+    )  # fmt: skip
+    typer.echo(str(start(request)))
+
+
+def finetune(
+    data: Annotated[Path, typer.Option(help="data.yaml with names, train and val.")],
+    out: Annotated[Path, typer.Option(help="Run folder; detector.pt appears there.")],
+    model: Model = "yolo11n",
+    init: Annotated[
+        Optional[list[Path]], typer.Option(help="Weights to start from, in order: a detector, then a backbone.")
+    ] = None,
+    imgsz: Imgsz = 640,
+    batch: Batch = 16,
+    epochs: Epochs = 50,
+    lr: Lr = 1e-3,
+    eval_every: Annotated[int, typer.Option(min=0, help="Epochs between evaluations; 0 for the last only.")] = 0,
+    freeze: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of the epochs in which the backbone stays as it is; 1 for all.")
+    ] = 0.0,
+    layer_decay: Annotated[
+        float, typer.Option(min=0.1, max=1, help="Learning rate of a layer over the next one's; 1: the same in all.")
+    ] = 1.0,
+    precision: MixedPrecision = "32-true",
+    pool: Annotated[Optional[Path], typer.Option(help="Unlabeled frames that take part (self-training).")] = None,
+    pool_share: Annotated[float, typer.Option(min=0.05, max=0.95, help="Of a batch's pictures that are such frames.")] = 0.5,
+    burn_in: Annotated[float, typer.Option(min=0.05, max=0.95, help="Share of the epochs with labels alone before.")] = 0.5,
+    upright: Upright = False,
+    seed: Seed = 0,
+    resume: Resume = False,
+) -> None:
+    """Fine-tunes a detector on few labels, with unlabeled frames beside them if there are some."""
+    from edge.finetune import FinetuneRequest
+    from edge.finetune import finetune as start
+
+    request = FinetuneRequest(
+        data, out, model, tuple(init or ()), imgsz, batch, epochs, lr, seed, freeze, layer_decay, precision, eval_every,
+        resume=resume, pool=pool, pool_share=pool_share, burn_in=burn_in, upright=upright,
+    )  # fmt: skip
+    done = start(request)
+    if done.accuracy:
+        typer.echo(
+            f"mAP50-95 {done.accuracy.map50_95:.3f}, F1 {done.accuracy.f1:.3f} on {done.accuracy.images} held-out images"
+        )
+    typer.echo(str(done.checkpoint))
+
+
+def study(
+    plan: Annotated[Path, typer.Argument(help="study.yaml: sets, arms, fractions, seeds; docs/study.md has an example.")],
+    out: Annotated[Path, typer.Option(help="Where runs and results go; a study that was cut goes on there.")],
+) -> None:
+    """Runs a grid of training arms with equal budgets; writes a table with intervals and a plot."""
+    from edge.study import load_plan
+    from edge.study import study as start
+    from edge.study_report import plot, rows_of, table
+
+    rows = rows_of(start(load_plan(plan), out))
+    told = table(rows)
+    (out / "table.md").write_text(told + "\n", encoding="utf-8")
+    plot(rows, out / "plot.svg")
+    typer.echo(told)
+
+
+def refresh(
+    bundles: Annotated[Path, typer.Option(help="Where releases live; `current` is refreshed.")],
+    pool: Annotated[Path, typer.Option(help="Frames that the devices collected.")],
+    data: Annotated[Path, typer.Option(help="The kept labelled set, data.yaml.")],
+    backbone: Annotated[Path, typer.Option(help="The last self-supervised checkpoint.")],
+    detector: Annotated[Path, typer.Option(help="Checkpoint of the released detector.")],
+    out: Annotated[Path, typer.Option(help="Work folder; a killed refresh goes on there.")],
+    model: Model = "yolo11n",
+    pretrain_epochs: Epochs = 5,
+    tune_epochs: Epochs = 20,
+    imgsz: Annotated[int, typer.Option(min=0, max=4096, help="Input side in pixels; 0 for the released one.")] = 0,
+    batch: Batch = 16,
+    lr: Lr = 1e-3,
+    seed: Seed = 0,
+) -> None:
+    """Learns from the pool without labels, proves the result is not worse, releases it, or changes nothing."""
+    from edge.refresh.steps import RefreshRequest
+    from edge.refresh.steps import refresh as start
+
+    request = RefreshRequest(
+        bundles, pool, data, backbone, detector, out, model, pretrain_epochs, tune_epochs, imgsz, batch=batch, lr=lr, seed=seed
+    )
+    done = start(request)
+    word = "published" if done.verdict.publish else "kept the released model"
+    typer.echo(f"{word}: {done.verdict.reason} ({done.bundle})")
