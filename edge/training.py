@@ -1,15 +1,15 @@
-"""What every training run shares: seeded epochs, one schedule, a checkpoint after each epoch, `--resume`.
+"""What every training run shares: seeded epochs, one schedule, a checkpoint between epochs, `--resume`.
 
 A run folder holds `last.pt` (weights, optimizer, schedule, epoch and step) and what each epoch gave (`log.jsonl`, `log.csv`,
-`tensorboard/`). Random
-streams are derived from `(seed, epoch)`, or from `(seed, step)` where a run also goes on within an epoch: what is resumed is
-what was interrupted.
+`tensorboard/`). Random streams are derived from `(seed, epoch)`, or from `(seed, step)` where a run also goes on within an
+epoch: what is resumed is what was interrupted.
 """
 
 from __future__ import annotations
 
 import csv
 import json
+import math
 import random
 import tempfile
 import time
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 LAST = "last.pt"
 LOG, TABLE, BOARD = "log.jsonl", "log.csv", "tensorboard"
 _GRADIENT_NORM = 10.0  # Ultralytics' clip
+_SAVE_EVERY_S = 15.0  # few labels make epochs of a step, and writing them all would take longer than learning
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +83,8 @@ class Run:
         self.extra: dict[str, Any] = {}
         self._modules, self._optimizer = dict(modules), optimizer
         self._scheduler: torch.optim.lr_scheduler.LRScheduler | None = None
+        self._saved_s = -math.inf
+        self._logged = 0
 
     def start(self, fingerprint: Mapping[str, Any], *, resume: bool) -> None:
         """Begins anew, or takes up `last.pt`.
@@ -150,12 +153,17 @@ class Run:
             self._scheduler.step()
 
     def finish_epoch(self, checkpoint: Checkpoint, figures: Mapping[str, float]) -> None:
-        """Writes `last.pt` and a line of the log; from here on a kill costs nothing of this epoch."""
+        """Writes `last.pt` and the log after the first and the last epoch, and whenever some seconds have passed: a kill costs
+        no more than those.
+        """
         self.epoch, self.step_in_epoch = self.epoch + 1, 0
         self.extra["figures"] = [*self.extra.get("figures", []), {"epoch": self.epoch, **figures}]
+        if self.epoch < self.budget.epochs and time.monotonic() - self._saved_s < _SAVE_EVERY_S:
+            return
         self.save(checkpoint)
         if is_first():
-            write_log(self.out, self.extra["figures"])
+            write_log(self.out, self.extra["figures"], self._logged)
+        self._logged, self._saved_s = len(self.extra["figures"]), time.monotonic()
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Writes `last.pt` as things stand: a resume goes on after `step_in_epoch` steps of this epoch."""
@@ -194,6 +202,7 @@ class Run:
             "scheduler": state["scheduler"],
             "losses": list(state.get("losses", [])),
         }
+        self._logged = len(self.extra["figures"])
 
     def _make_scheduler(self, steps_per_epoch: int) -> torch.optim.lr_scheduler.LRScheduler:
         try:
@@ -221,8 +230,10 @@ def memory_told(batch: int, remedies: str) -> Iterator[None]:
         raise TrainingError(f"out of memory with --batch {batch}; {remedies}") from error
 
 
-def write_log(out: Path, figures: Sequence[Mapping[str, float]]) -> None:
-    """What every epoch gave, as JSON lines, as a table for spreadsheets, and for TensorBoard where that is installed."""
+def write_log(out: Path, figures: Sequence[Mapping[str, float]], told: int) -> None:
+    """What every epoch gave, as JSON lines, as a table for spreadsheets, and for TensorBoard where that is installed, which has
+    the first `told` of them already.
+    """
     (out / LOG).write_text("".join(json.dumps(line) + "\n" for line in figures), encoding="utf-8")
     columns = list(dict.fromkeys(name for line in figures for name in line))
     with (out / TABLE).open("w", encoding="utf-8", newline="") as file:
@@ -234,8 +245,9 @@ def write_log(out: Path, figures: Sequence[Mapping[str, float]]) -> None:
     except ImportError:
         return
     with SummaryWriter(str(out / BOARD)) as board:
-        for name, value in figures[-1].items():
-            board.add_scalar(name, value, int(figures[-1]["epoch"]))
+        for line in figures[told:]:
+            for name, value in line.items():
+                board.add_scalar(name, value, int(line["epoch"]))
 
 
 def check_run_folder(out: Path, *, resume: bool) -> None:

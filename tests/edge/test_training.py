@@ -15,14 +15,15 @@ import pytest
 import torch
 
 from calibration.labels import Dataset, load_dataset
-from converters.checkpoint import load_checkpoint
+from converters.checkpoint import Checkpoint, load_checkpoint
 from converters.errors import CheckpointError
+from edge import training
 from edge.demo.scene import SimulatedScene
 from edge.errors import TrainingError
 from edge.finetune import FinetuneRequest, finetune
 from edge.pretrain import PretrainRequest, pretrain
 from edge.processes import Precision, detection_loss, launched_fabric
-from edge.training import Run, memory_told
+from edge.training import Budget, Run, memory_told
 from edge.yolo import build_detector, inject
 from runtime.errors import PoolError
 from tests.conftest import ROOT, fill_pool
@@ -105,6 +106,30 @@ def test_finetune__killed_and_resumed_ends_where_the_whole_run_ends(data: Path, 
     resumed = finetune(finetune_request(data, out, epochs=4, resume=True))
     assert same_weights(whole.checkpoint, resumed.checkpoint)
     assert [record["epoch"] for record in resumed.curve] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(("every_s", "saved"), [(1e9, [1, 4]), (0.0, [1, 2, 3, 4])])
+def test_run__short_epochs_are_not_all_written_and_all_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every_s: float, saved: list[int]
+) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    monkeypatch.setattr(training, "_SAVE_EVERY_S", every_s)
+    layer = torch.nn.Linear(2, 1)
+    run = Run(tmp_path, {"layer": layer}, torch.optim.AdamW(layer.parameters()), Budget(4, 1e-3), 0)
+    run.start({}, resume=False)
+    found = []
+    for epoch in run.epochs(1):
+        run.step(layer(torch.ones(1, 2)).sum())
+        run.finish_epoch(Checkpoint("yolo11n", (), layer.state_dict(), 64, "backbone"), {"loss": float(epoch)})
+        state = load_checkpoint(tmp_path / "last.pt").training
+        assert state is not None
+        found.append(state["epoch"])
+    assert sorted(set(found)) == saved
+    assert [json.loads(line)["loss"] for line in (tmp_path / "log.jsonl").read_text().splitlines()] == [0, 1, 2, 3]
+    board = EventAccumulator(str(tmp_path / "tensorboard"))
+    board.Reload()
+    assert [(event.step, event.value) for event in board.Scalars("loss")] == [(1, 0), (2, 1), (3, 2), (4, 3)]
 
 
 def test_finetune__trains_and_evaluates(data: Path, tmp_path: Path) -> None:
