@@ -119,6 +119,11 @@ def finetune(request: FinetuneRequest) -> Finetuned:
     return _with_frames(request) if request.pool else _train(request, ())
 
 
+def has_begun(out: Path) -> bool:
+    """Whether there is a run to resume in a folder, with a pool or without."""
+    return (out / LAST).is_file() or (out / LABELS_ALONE / LAST).is_file()
+
+
 def _with_frames(request: FinetuneRequest) -> Finetuned:
     """Labels alone first, to the end of a schedule; the detector labels frames, and goes on with both."""
     _check(request)

@@ -38,7 +38,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from calibration.labels import load_dataset, split_dataset
 from edge.errors import TrainingError
-from edge.finetune import FinetuneRequest, finetune
+from edge.finetune import FinetuneRequest, finetune, has_begun
 from edge.leaks import leaks_of
 from edge.pretrain import RESULT, PretrainRequest, pretrain
 from edge.processes import Precision
@@ -241,7 +241,7 @@ def _run(plan: StudyPlan, cell: Cell, out: Path) -> dict[str, Any]:
     done = finetune(
         FinetuneRequest(
             data, run, plan.model, init, plan.imgsz, plan.finetune.batch, max(1, round(plan.finetune.steps / steps_per_epoch)),
-            plan.finetune.lr, cell.seed, resume=(run / LAST).is_file(), pool=pool if arm.pool else None,
+            plan.finetune.lr, cell.seed, resume=has_begun(run), pool=pool if arm.pool else None,
             pool_share=plan.finetune.pool_share, burn_in=plan.finetune.burn_in, upright=plan.pretrain.upright, freeze=plan.finetune.freeze,
             layer_decay=plan.finetune.layer_decay, precision=plan.finetune.precision,
         )

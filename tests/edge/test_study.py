@@ -12,8 +12,10 @@ import yaml
 from calibration.labels import load_dataset
 from edge.demo.scene import SimulatedScene
 from edge.errors import TrainingError
+from edge.finetune import has_begun
 from edge.study import StudyPlan, _pool, cells_of, load_plan, study
 from edge.study_report import mean_and_half, plot, rows_of, table
+from edge.training import Run
 from runtime.images import read_image
 from runtime.pool import Pool
 
@@ -113,6 +115,22 @@ def test_study__runs_what_is_missing_and_shares_what_is_the_same(folder: Path, t
     path.write_text(yaml.safe_dump(plan_of(folder, imgsz=96)))
     with pytest.raises(TrainingError, match="a study with other imgsz"):
         study(load_plan(path), out)
+
+
+@pytest.mark.slow
+def test_study__a_run_with_a_pool_that_was_cut_goes_on(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = StudyPlan.model_validate(plan_of(folder, arms={"pool": {"pool": True}}))
+    finish = Run.finish_epoch
+
+    def killed(run: Run, *arguments: Any) -> None:
+        finish(run, *arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Run, "finish_epoch", killed)
+        study(plan, tmp_path / "out")
+    assert has_begun(tmp_path / "out" / "line" / "seed0" / "pool-0.8" / "run"), "in the labels' turn"
+    assert len(study(plan, tmp_path / "out")) == 1
 
 
 def test_pool__what_shows_a_held_out_image_is_left_out(
