@@ -233,14 +233,13 @@ def _run(plan: StudyPlan, cell: Cell, out: Path) -> dict[str, Any]:
     data = _split(spec, home / f"_labels-{cell.fraction:g}", labels, cell.seed)
     pool = _pool(home / "_pool", *([item.path for item in part] for part in (everything.train, everything.val)))
     init = _init(plan, arm, cell, home, pool)
-    steps_per_epoch = max(
-        1, -(-labels // plan.finetune.batch) if labels <= plan.finetune.batch else labels // plan.finetune.batch
-    )
+    steps_per_epoch = max(1, labels // plan.finetune.batch)
+    epochs = max(2 if arm.pool else 1, round(plan.finetune.steps / steps_per_epoch))
     run = out / cell.name / "run"
     began_s = time.monotonic()
     done = finetune(
         FinetuneRequest(
-            data, run, plan.model, init, plan.imgsz, plan.finetune.batch, max(1, round(plan.finetune.steps / steps_per_epoch)),
+            data, run, plan.model, init, plan.imgsz, plan.finetune.batch, epochs,
             plan.finetune.lr, cell.seed, resume=has_begun(run), pool=pool if arm.pool else None,
             pool_share=plan.finetune.pool_share, burn_in=plan.finetune.burn_in, upright=plan.pretrain.upright, freeze=plan.finetune.freeze,
             layer_decay=plan.finetune.layer_decay, precision=plan.finetune.precision,
@@ -248,7 +247,8 @@ def _run(plan: StudyPlan, cell: Cell, out: Path) -> dict[str, Any]:
     )  # fmt: skip
     if done.accuracy is None:
         raise TrainingError(f"{data} has no held-out images")
-    (run / LAST).unlink(missing_ok=True)  # optimizer state of many runs would fill the disk
+    for folder in (run, run / LABELS_ALONE):  # optimizer states of many runs would fill the disk
+        (folder / LAST).unlink(missing_ok=True)
     found = done.accuracy.as_dict()
     return {
         "set": cell.set,
