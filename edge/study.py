@@ -38,7 +38,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from calibration.labels import load_dataset, split_dataset
 from edge.errors import TrainingError
-from edge.finetune import FinetuneRequest, finetune, has_begun
+from edge.finetune import LABELS_ALONE, FinetuneRequest, finetune, has_begun
 from edge.leaks import leaks_of
 from edge.pretrain import RESULT, PretrainRequest, pretrain
 from edge.processes import Precision
