@@ -27,7 +27,7 @@ def study_figures() -> list[str]:
         parts += [
             (
                 f"{', '.join(plan['sets'])}: {plan['model']} at {plan['imgsz']} px, {plan['finetune']['steps']} steps of "
-                f"{plan['finetune']['batch']} labelled images; self-supervision {plan['pretrain']['epochs']} epochs at "
+                f"{plan['finetune']['batch']} images; self-supervision {plan['pretrain']['epochs']} epochs at "
                 f"{plan['pretrain']['imgsz']} px; {len(found['records'])} runs."
             ),
             "",

@@ -53,7 +53,7 @@ class Checkpoint:
         names: class names; empty for a backbone without a head.
         state: tensors by Ultralytics' parameter names (`model.0.conv.weight`, ...).
         imgsz: side in pixels of the square that it was trained at.
-        kind: `detector` or `backbone`.
+        kind: `detector`, or the part of one that was pretrained: `backbone`, `neck` or `localizer`.
         lineage: how it came to be, as strings (recipe, digests, seeds).
         training: optimizer, schedule and random states for `--resume`; None in a released file.
         architecture: the YAML of a model that is not in `MODEL_NAMES`.

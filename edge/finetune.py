@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import shutil
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -19,8 +20,8 @@ from edge.errors import TrainingError
 from edge.fused_looks import fused_looks
 from edge.pool_light import PoolLight
 from edge.processes import Precision, detection_loss, launched_fabric, several
-from edge.self_training import Taught, mixed, teach
-from edge.snapshot import Snapshot
+from edge.self_training import Look, Taught, mixed, teach
+from edge.snapshot import FRAMES, Snapshot
 from edge.torch_detector import batch_detector, torch_detector
 from edge.training import LAST, Budget, Run, adamw, check_run_folder, memory_told, train_epoch, with_training
 from edge.training_images import BatchSpec, TrainingImage, training_image, training_loader
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 
 DETECTOR = "detector.pt"
 LABELS_ALONE = "labels"  # folder of the first part of a run with a pool
+PSEUDO_LABELS = "pseudo_labels.json"
+_TOGETHER = 16  # frames that the teacher looks at, at most
 _WEIGHT_DECAY = 5e-4
 _REMEDIES = "lower it, lower --imgsz, or take a smaller --model"
 _PLAIN_SHARE = 0.2  # of the epochs, at the end, without mosaic: the model then sees pictures as the camera gives them
@@ -55,14 +58,14 @@ class FinetuneRequest:
         imgsz: side of the square input in pixels.
         batch, epochs, lr, seed: the usual.
         freeze: share of the epochs, from the first on, in which the backbone stays as it is, whole epochs, rounded
-            up; 1 trains neck and head only.
+            up; 1 trains neck and head only. With a pool: of each of the two parts.
         layer_decay: learning rate of a layer over that of the one behind it, 1 for the same in all: layers near the input
             hold what all pictures have in common, and few labels would spoil it (as in BEiT, arXiv 2106.08254).
         precision: of the arithmetic, as Lightning Fabric names it.
         eval_every: epochs between looks at the held-out images; 0 for the last epoch only.
         confidence: threshold that F1 is told at.
         light_pool: a pool whose light half of the labelled images are given; None leaves them as they are.
-        until_s: of that pool, frames captured up to this Unix time; None for all.
+        until_s: of both pools, frames captured up to this Unix time; None for all.
         pool: unlabeled frames that take part, see `edge.self_training`; None for labels alone.
         pool_share: of a batch's pictures that are such frames, between 0 and 1.
         burn_in: share of the epochs with labels alone before, in `out/labels`, between 0 and 1.
@@ -100,7 +103,8 @@ class Finetuned:
     Attributes:
         checkpoint: path of `detector.pt`.
         accuracy: on the held-out images; None when there are none.
-        curve: one record an epoch (`epoch`, `loss`, and `map50_95`, `f1` where it was evaluated).
+        curve: one record an epoch (`epoch`, `loss`, and `map50_95`, `f1` where it was evaluated); with a pool those of the
+            second part, the first part's are in `out/labels/log.jsonl`.
     """
 
     checkpoint: Path
@@ -116,7 +120,7 @@ def finetune(request: FinetuneRequest) -> Finetuned:
         CheckpointError: weights of another architecture.
         TrainingError: nothing to resume, a folder in use, a loss that is not finite.
     """
-    return _with_frames(request) if request.pool else _train(request, ())
+    return _with_frames(request) if request.pool else _train(request, None)
 
 
 def has_begun(out: Path) -> bool:
@@ -129,19 +133,14 @@ def _with_frames(request: FinetuneRequest) -> Finetuned:
     _check(request)
     if request.epochs == 1:
         raise TrainingError("--pool needs 2 epochs or more, since labels alone come first; raise --epochs")
+    if not request.resume:
+        (request.out / PSEUDO_LABELS).unlink(missing_ok=True)
+        Snapshot.take(cast("Path", request.pool), request.out, request.until_s, 1)
     first = replace(request, pool=None, out=request.out / LABELS_ALONE, epochs=_alone(request))
-    alone = first.out / DETECTOR
-    if not (request.resume and alone.is_file()):
-        _train(first, ())
-    resume = (request.out / LAST).is_file()
-    second = replace(request, init=(alone,), epochs=request.epochs - first.epochs, resume=resume)
-    if resume and (request.out / DETECTOR).is_file():
-        return _train(second, ())  # finished: nothing to look at
-    frames = Snapshot(request.out) if resume else Snapshot.take(cast("Path", request.pool), request.out, request.until_s, 1)
-    taught = _taught(second, frames)
-    sys.stderr.write(f"the labels' detector believes {taught.boxes} boxes in {taught.looked} frames of the pool\n")
-    done = _train(second, taught.images)
-    frames.remove()
+    alone = _train(first, None).checkpoint
+    second = replace(request, init=(alone,), epochs=request.epochs - first.epochs, resume=(request.out / LAST).is_file())
+    done = _train(second, _taught(second))
+    shutil.rmtree(request.out / FRAMES, ignore_errors=True)
     return done
 
 
@@ -150,33 +149,46 @@ def _alone(request: FinetuneRequest) -> int:
     return min(request.epochs - 1, max(1, round(request.burn_in * request.epochs)))
 
 
-def _taught(request: FinetuneRequest, frames: Snapshot) -> Taught:
-    """What the detector of `init` makes of as many frames as the run has room for, mosaics counted."""
+def _taught(request: FinetuneRequest) -> Taught:
+    """What the detector of `init` made of as many frames as the run has room for, mosaics counted; looked at once."""
+    path = request.out / PSEUDO_LABELS
+    if path.is_file():
+        return Taught.read(path)
     dataset = load_dataset(request.data)
     teacher = detector_from_checkpoint(load_checkpoint(request.init[0])).to(launched_fabric().device)
-    room = round(4 * request.pool_share * request.batch * request.epochs * _steps(len(dataset.train), request.batch))
     detect = fused_looks(batch_detector(teacher, Preprocess((request.imgsz, request.imgsz))), upright=request.upright)
-    return teach(frames, detect, dataset.train, len(dataset.names), room, request.seed)
+    room = round(4 * request.pool_share * request.batch * request.epochs * _steps(len(dataset.train), request.batch))
+    with memory_told(request.batch, _REMEDIES):
+        look = Look(max(1, room), min(request.batch, _TOGETHER), request.seed)
+        taught = teach(Snapshot(request.out), detect, dataset.train, len(dataset.names), look)
+    taught.write(path)
+    sys.stderr.write(f"the labels' detector believes {taught.boxes} boxes in {taught.looked} frames of the pool\n")
+    return taught
 
 
-def _train(request: FinetuneRequest, frames: tuple[TrainingImage, ...]) -> Finetuned:
+def _train(request: FinetuneRequest, taught: Taught | None) -> Finetuned:
     """One schedule, over the labels and what stands beside them."""
     import torch
 
     _check(request)
+    path = request.out / DETECTOR
     dataset = load_dataset(request.data)
     digest = data_digest(dataset)
     fabric = launched_fabric(request.precision)
     detector = build_detector(request.model, dataset.names, request.seed)
-    lineage = {**_inject_all(detector, request), **_lineage(request, dataset, digest)}
+    lineage = {**_inject_all(detector, request), **_lineage(request, dataset, digest, taught)}
     detector.to(device=fabric.device, memory_format=torch.channels_last)
     optimizer = adamw(_rates(detector, request), _WEIGHT_DECAY)
-    loaders = _Loaders(dataset, frames, request)
     steps_an_epoch = _steps(len(dataset.train), request.batch)
     ema = weight_average(detector, request.epochs * steps_an_epoch)
     run = Run(request.out, {"detector": detector, "ema": ema.ema}, optimizer, Budget(request.epochs, request.lr), request.seed)
     run.start(_fingerprint(request, dataset, digest), resume=request.resume)
-    found: Accuracy | None = None
+    if run.epoch == request.epochs and path.is_file():
+        found = _evaluate(ema.ema, dataset, request) if dataset.val else None
+        return Finetuned(path, found, run.extra.get("figures", []))
+    path.unlink(missing_ok=True)  # of a run that was taken away
+    loaders = _Loaders(dataset, taught.images if taught else (), request)
+    found = None
     left = (request.epochs - run.epoch) * steps_an_epoch
     with memory_told(request.batch, _REMEDIES), Progress("finetune", left) as progress:
         ema.updates = run.epoch * steps_an_epoch
@@ -190,7 +202,6 @@ def _train(request: FinetuneRequest, frames: tuple[TrainingImage, ...]) -> Finet
     if found is None and dataset.val:
         found = _evaluate(ema.ema, dataset, request)
     measured = {f"{HELD_OUT}{name}": str(value) for name, value in found.as_dict().items()} if found else {}
-    path = request.out / DETECTOR
     save_checkpoint(path, with_training(_checkpoint(ema.ema, dataset, request, {**lineage, **measured}), None))
     return Finetuned(path, found, run.extra.get("figures", []))
 
@@ -212,8 +223,10 @@ def _check(request: FinetuneRequest) -> None:
         check_run_folder(request.out, resume=request.resume)
 
 
-def _lineage(request: FinetuneRequest, dataset: Dataset, digest: str) -> dict[str, str]:
+def _lineage(request: FinetuneRequest, dataset: Dataset, digest: str, taught: Taught | None) -> dict[str, str]:
+    of_pool = {"pool_frames": str(taught.looked), "pool_boxes": str(taught.boxes)} if taught else {}
     return {
+        **of_pool,
         "labels_sha256": digest,
         "labels": str(len(dataset.train)),
         "finetune_epochs": str(request.epochs),

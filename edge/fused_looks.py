@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from edge.pseudo_labels import DOUBT
 from edge.torch_detector import DetectBatch
 from runtime.detections import Detections, box_iou
 
@@ -23,10 +24,10 @@ def fused_looks(detect: DetectBatch, *, upright: bool) -> DetectBatch:
     axes = [_ACROSS] if upright else [_ACROSS, _DOWN]
 
     def detect_fused(images: Sequence[NDArray[np.uint8]]) -> list[Detections]:
-        looks = [detect(images)]
+        looks = [[found.above(DOUBT) for found in detect(images)]]
         for axis in axes:
             mirrored = detect([np.ascontiguousarray(np.flip(image, axis)) for image in images])
-            looks.append([_back(found, image.shape, axis) for found, image in zip(mirrored, images, strict=True)])
+            looks.append([_back(found.above(DOUBT), image.shape, axis) for found, image in zip(mirrored, images, strict=True)])
         return [fuse(parts) for parts in zip(*looks, strict=True)]
 
     return detect_fused
@@ -41,23 +42,31 @@ def _back(found: Detections, shape: tuple[int, ...], axis: int) -> Detections:
 
 
 def fuse(looks: Sequence[Detections]) -> Detections:
-    """One set of detections from several looks at the same image, most confident first; confidence is the mean over the looks."""
+    """One set of detections from several looks at the same image, most confident first.
+
+    An object has one box at most of each look, the most confident; its confidence is the mean over the looks.
+    """
     xyxy = np.concatenate([each.xyxy for each in looks])
     confidence = np.concatenate([each.confidence for each in looks])
     class_id = np.concatenate([each.class_id for each in looks])
+    look = np.repeat(np.arange(len(looks)), [len(each) for each in looks])
     overlap = box_iou(xyxy, xyxy)
+    order = np.argsort(-confidence, kind="stable")
     left = np.ones(len(xyxy), bool)
     boxes, sure, classes = [], [], []
-    for best in np.argsort(-confidence, kind="stable"):
+    for best in order:
         if not left[best]:
             continue
         same = left & (class_id == class_id[best]) & (overlap[best] > _SAME)
         same[best] = True
         left &= ~same
-        boxes.append(np.average(xyxy[same], axis=0, weights=confidence[same]))
-        sure.append(min(1.0, float(confidence[same].sum()) / len(looks)))
+        ranked = order[same[order]]
+        _, first = np.unique(look[ranked], return_index=True)
+        taken = ranked[first]
+        boxes.append(np.average(xyxy[taken], axis=0, weights=confidence[taken]))
+        sure.append(float(confidence[taken].sum()) / len(looks))
         classes.append(class_id[best])
-    order = np.argsort(-np.array(sure), kind="stable")
+    ranks = np.argsort(-np.array(sure), kind="stable")
     return Detections(
-        np.array(boxes, np.float32).reshape(-1, 4)[order], np.array(sure, np.float32)[order], np.array(classes, np.int32)[order]
+        np.array(boxes, np.float32).reshape(-1, 4)[ranks], np.array(sure, np.float32)[ranks], np.array(classes, np.int32)[ranks]
     )

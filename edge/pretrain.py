@@ -152,16 +152,25 @@ def check(request: PretrainRequest) -> None:
         raise TrainingError(f"unknown method {request.method!r}; the methods are {', '.join(METHODS)}")
     if request.anchor and (request.init is None or request.method not in _ANCHORED):
         raise TrainingError(f"--anchor holds what --init knows, for {' and '.join(_ANCHORED)}; give both, or leave it out")
-    if (request.part == "localizer") != (request.method in _WITH_HEAD):
-        raise TrainingError(
-            f"--part localizer is what {', '.join(_WITH_HEAD)} trains, and no other method; change --part or --method"
-        )
+    check_part(request.method, request.part)
     if request.chunk and request.method not in _IN_CHUNKS:
         raise TrainingError(
             f"--chunk is for {', '.join(_IN_CHUNKS)}: the loss of {request.method} needs its whole batch at once"
         )
     if request.chunk and several():
         raise TrainingError("--chunk is for one process; under torchrun the processes share the batch already")
+
+
+def check_part(method: str, part: Part) -> None:
+    """Whether a method trains a part.
+
+    Raises:
+        TrainingError: it does not.
+    """
+    if (part == "localizer") != (method in _WITH_HEAD):
+        raise TrainingError(
+            f"--part localizer is what {', '.join(_WITH_HEAD)} trains, and no other method; change --part or --method"
+        )
 
 
 def _prepared(

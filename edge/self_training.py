@@ -2,15 +2,17 @@
 
 The line of STAC (Sohn et al. 2020, arXiv 2005.04757) and Unbiased Teacher (arXiv 2102.09480): the labels alone first, to the
 end of a schedule; the average of the weights then looks at frames as they are, and what it believes stands beside the labels
-in the same batches, under the same strong augmentation (mosaic, scale, colour), for a second schedule. A teacher that moves
-with every step was measured first: on few hundred frames it cost four times as much and lost accuracy (docs/study.md).
+in the same batches, under the same strong augmentation (mosaic, scale, colour), for a second schedule. A batch then costs
+what a batch of labels costs; a teacher that moves with every step makes it several times as dear.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,15 +20,30 @@ from numpy.typing import NDArray
 from calibration.labels import LabeledImage
 from edge.errors import TrainingError
 from edge.pseudo_labels import DOUBT, class_thresholds, split_by_belief
-from edge.snapshot import MOST_DAMAGED, Snapshot
+from edge.snapshot import FRAMES, MOST_DAMAGED, Snapshot
 from edge.torch_detector import DetectBatch
 from edge.training_images import TrainingImage
 from runtime.detections import Detections
 from runtime.errors import PoolError
+from runtime.files import write_atomically
 from runtime.progress import Progress
 
-_CHUNK = 16  # frames that are looked at together
 _STREAM = 7  # keeps our random numbers apart from those of order and augmentation
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """How a teacher goes about it.
+
+    Attributes:
+        most: frames that are looked at, drawn at random.
+        together: of them at once.
+        seed: of the draw.
+    """
+
+    most: int
+    together: int
+    seed: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,50 +60,71 @@ class Taught:
     looked: int
     boxes: int
 
+    def write(self, path: Path) -> None:
+        """Keeps it for a run that is resumed, and for who wants to look."""
+        rows = [
+            {
+                "frame": image.item.path.name, "size_wh": image.size_wh, "class_id": image.item.class_id.tolist(),
+                "cxcywh": image.item.cxcywh.tolist(), "hidden_xyxy": image.hidden.tolist(),
+            }
+            for image in self.images
+        ]  # fmt: skip
+        write_atomically(path, json.dumps({"looked": self.looked, "boxes": self.boxes, "images": rows}).encode())
 
-def teach(frames: Snapshot, detect: DetectBatch, labels: Sequence[LabeledImage], classes: int, most: int, seed: int) -> Taught:
-    """Labels up to `most` frames, drawn at random; damaged ones are left out and named on stderr.
+    @classmethod
+    def read(cls, path: Path) -> Taught:
+        """What `write` wrote; the frames lie in the run's snapshot beside it."""
+        found = json.loads(path.read_text(encoding="utf-8"))
+        images = []
+        for row in found["images"]:
+            boxes, hidden = (np.array(row[key], np.float32).reshape(-1, 4) for key in ("cxcywh", "hidden_xyxy"))
+            item = LabeledImage(path.parent / FRAMES / row["frame"], np.array(row["class_id"], np.int32), boxes)
+            images.append(TrainingImage(item, (row["size_wh"][0], row["size_wh"][1]), hidden, of_pool=True))
+        return cls(tuple(images), found["looked"], found["boxes"])
+
+
+def teach(frames: Snapshot, detect: DetectBatch, labels: Sequence[LabeledImage], classes: int, look: Look) -> Taught:
+    """Labels frames; damaged ones are left out and named on stderr.
 
     A frame of which nothing is believed is no frame without objects: it is left out, as often as labelled frames show some.
 
     Raises:
         TrainingError: too many frames are damaged.
     """
-    rng = np.random.default_rng((seed, _STREAM))
-    chosen = sorted(rng.permutation(len(frames))[:most].tolist())
-    positions, sizes, found = _look(frames, detect, chosen)
+    rng = np.random.default_rng((look.seed, _STREAM))
+    chosen = sorted(rng.permutation(len(frames))[: look.most].tolist())
+    seen = _seen(frames, detect, chosen, look.together)
     counts = np.bincount(np.concatenate([item.class_id for item in labels]), minlength=classes)
-    thresholds = class_thresholds(found, counts / len(labels))
+    thresholds = class_thresholds([found for _, _, found in seen], counts / len(labels))
     empty = sum(not len(item.class_id) for item in labels) / len(labels)
     images, boxes = [], 0
-    for position, size, detections in zip(positions, sizes, found, strict=True):
-        sure, unsure = split_by_belief(detections, thresholds)
+    for position, size, found in seen:
+        sure, unsure = split_by_belief(found, thresholds)
         boxes += len(sure)
         if len(sure) or rng.random() < empty:
             images.append(_image(frames, position, size, sure, unsure))
-    return Taught(tuple(images), len(found), boxes)
+    return Taught(tuple(images), len(seen), boxes)
 
 
-def _look(
-    frames: Snapshot, detect: DetectBatch, chosen: Sequence[int]
-) -> tuple[list[int], list[tuple[int, int]], list[Detections]]:
+def _seen(
+    frames: Snapshot, detect: DetectBatch, chosen: Sequence[int], together: int
+) -> list[tuple[int, tuple[int, int], Detections]]:
     """Position, size and detections of the frames that are whole."""
-    positions: list[int] = []
-    sizes: list[tuple[int, int]] = []
-    found: list[Detections] = []
+    seen: list[tuple[int, tuple[int, int], Detections]] = []
     damaged: list[str] = []
     with Progress("teacher", len(chosen)) as progress:
-        for begin in range(0, len(chosen), _CHUNK):
-            images: list[NDArray[np.uint8]] = []
-            for position in chosen[begin : begin + _CHUNK]:
+        for begin in range(0, len(chosen), together):
+            chunk = chosen[begin : begin + together]
+            images: dict[int, NDArray[np.uint8]] = {}
+            for position in chunk:
                 try:
-                    images.append(frames.read(position))
-                    positions.append(position)
+                    images[position] = frames.read(position)
                 except PoolError:
                     damaged.append(frames.name(position))
-            sizes += [(image.shape[1], image.shape[0]) for image in images]
-            found += [each.above(DOUBT) for each in detect(images)] if images else []
-            progress.advance("", len(chosen[begin : begin + _CHUNK]))
+            found = detect(list(images.values())) if images else []
+            for (position, image), each in zip(images.items(), found, strict=True):
+                seen.append((position, (image.shape[1], image.shape[0]), each.above(DOUBT)))
+            progress.advance("", len(chunk))
     if len(damaged) > MOST_DAMAGED * len(chosen):
         raise TrainingError(
             f"{len(damaged)} of {len(chosen)} frames are damaged, first {damaged[0]}; find and remove them with: edge pool check "
@@ -94,7 +132,7 @@ def _look(
         )
     for name in damaged:
         sys.stderr.write(f"left out, damaged: {name}\n")
-    return positions, sizes, found
+    return seen
 
 
 def _image(frames: Snapshot, position: int, size: tuple[int, int], sure: Detections, unsure: Detections) -> TrainingImage:
@@ -110,8 +148,15 @@ def _shares(found: Detections, size: tuple[int, int]) -> NDArray[np.float32]:
 
 
 def mixed(labels: Sequence[TrainingImage], frames: Sequence[TrainingImage], share: float) -> list[TrainingImage]:
-    """Labels and frames, the fewer of them repeated, so that about `share` of the pictures are frames."""
+    """Labels and frames, the fewer of them repeated, so that `share` of the pictures are frames."""
     if not frames:
         return list(labels)
-    times = len(frames) * (1 - share) / (share * len(labels))
-    return [*labels] * max(1, round(times)) + [*frames] * max(1, round(1 / times))
+    odds = share / (1 - share)
+    wanted_labels, wanted_frames = round(len(frames) / odds), round(len(labels) * odds)
+    return [*_repeated(labels, max(len(labels), wanted_labels)), *_repeated(frames, max(len(frames), wanted_frames))]
+
+
+def _repeated(images: Sequence[TrainingImage], count: int) -> list[TrainingImage]:
+    """All of them as often as it goes, and for the rest some at equal distances."""
+    times, rest = divmod(count, len(images))
+    return [*images] * times + [images[place * len(images) // rest] for place in range(rest)]

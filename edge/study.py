@@ -40,7 +40,7 @@ from calibration.labels import load_dataset, split_dataset
 from edge.errors import TrainingError
 from edge.finetune import LABELS_ALONE, FinetuneRequest, finetune, has_begun
 from edge.leaks import leaks_of
-from edge.pretrain import RESULT, PretrainRequest, pretrain
+from edge.pretrain import RESULT, PretrainRequest, check_part, pretrain
 from edge.processes import Precision
 from edge.training import LAST
 from edge.yolo import Part
@@ -72,6 +72,14 @@ class PretrainPlan(_Strict):
     teacher: str | None = None
     anchor: float = Field(default=0.0, ge=0)
     precision: Precision = "32-true"
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> PretrainPlan:
+        try:
+            check_part(self.method, self.part)
+        except TrainingError as error:
+            raise ValueError(str(error)) from error
+        return self
 
 
 class FinetunePlan(_Strict):
@@ -197,6 +205,8 @@ def study(plan: StudyPlan, out: Path) -> list[dict[str, Any]]:
             sys.stderr.write(f"[{number}/{len(cells)}] {cell.name}\n")
             record = _run(plan, cell, out)
             write_atomically(path, (json.dumps(record) + "\n").encode())
+            for run in (folder / "run", folder / "run" / LABELS_ALONE):  # optimizer states of many would fill the disk
+                (run / LAST).unlink(missing_ok=True)
         records.append(json.loads(path.read_text(encoding="utf-8")))
         lines = "".join(json.dumps(record) + "\n" for record in records)
         write_atomically(out / RESULTS, lines.encode())
@@ -234,7 +244,8 @@ def _run(plan: StudyPlan, cell: Cell, out: Path) -> dict[str, Any]:
     pool = _pool(home / "_pool", *([item.path for item in part] for part in (everything.train, everything.val)))
     init = _init(plan, arm, cell, home, pool)
     steps_per_epoch = max(1, labels // plan.finetune.batch)
-    epochs = max(2 if arm.pool else 1, round(plan.finetune.steps / steps_per_epoch))
+    fewest = 2 if any(each.pool for each in plan.arms.values()) else 1  # the same for all arms
+    epochs = max(fewest, round(plan.finetune.steps / steps_per_epoch))
     run = out / cell.name / "run"
     began_s = time.monotonic()
     done = finetune(
@@ -247,8 +258,6 @@ def _run(plan: StudyPlan, cell: Cell, out: Path) -> dict[str, Any]:
     )  # fmt: skip
     if done.accuracy is None:
         raise TrainingError(f"{data} has no held-out images")
-    for folder in (run, run / LABELS_ALONE):  # optimizer states of many runs would fill the disk
-        (folder / LAST).unlink(missing_ok=True)
     found = done.accuracy.as_dict()
     return {
         "set": cell.set,

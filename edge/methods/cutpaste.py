@@ -15,6 +15,7 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from edge.errors import TrainingError
 from edge.methods import Settings
 from edge.methods.views import TwoViews, ViewSpec
+from edge.processes import world_size
 from edge.trunk import Trunk
 
 _LIGHT = 0.25  # far weaker than agreement needs: colour tells objects apart
@@ -32,6 +33,8 @@ class CutPaste(torch.nn.Module):
         super().__init__()
         if trunk.head is None:
             raise TrainingError("cutpaste trains neck and head as well; give --part localizer")
+        if settings.batch < 2 * world_size():
+            raise TrainingError("cutpaste pastes pieces of other images, two in each process at least; raise --batch")
         self.trunk = trunk
         self.views = TwoViews(ViewSpec(settings.imgsz, jitter=_LIGHT, grey=0.0, blur=0.1, upright=settings.upright))
 
