@@ -34,7 +34,7 @@ def study_figures() -> list[str]:
             table(rows_of(found["records"])),
             "",
         ]
-    return parts
+    return parts or ["Not run yet."]
 
 
 def _methods(found: Figures) -> list[str]:
