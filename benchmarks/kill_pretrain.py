@@ -15,7 +15,7 @@ import torch
 
 from benchmarks.common import ROOT, WORK, write_result
 from converters.checkpoint import load_checkpoint
-from edge.training import LAST
+from edge.run_folder import LAST
 from runtime.pool import Pool, Seen
 from runtime.sources.simulated import Line
 

@@ -19,13 +19,14 @@ from edge.methods import METHODS
 from edge.pretrain import RESULT, PretrainRequest, pretrain
 from edge.probe import ProbeRequest, probe
 from edge.processes import Precision
-from edge.training import LAST, LOG
+from edge.run_folder import LAST
+from edge.training import LOG
 from edge.yolo import Part
 from runtime.pool import Pool
 from runtime.pool_import import add_image_file
 
 MODEL, IMGSZ, BATCH = "yolo11n", 224, 64
-PARTS: dict[str, Part] = {"cutpaste": "localizer"}  # the others: neck
+PART: Part = "neck"
 FOLDER = WORK / "methods-neu_det"
 TEACHER = DATA / "weights" / "yolov8n_coco_dequant_state_fp16.pt"
 
@@ -44,16 +45,16 @@ def data_and_pool() -> tuple[Path, Path]:
 
 def measure(method: str, epochs: int, precision: Precision, data: Path, pool: Path) -> dict[str, Any]:
     """One method from scratch."""
-    out, part = FOLDER / f"{method}-{epochs}", PARTS.get(method, "neck")
+    out = FOLDER / f"{method}-{epochs}"
     request = PretrainRequest(
-        pool, out, MODEL, None, IMGSZ, BATCH, epochs, method=method, part=part, resume=(out / LAST).is_file(),
+        pool, out, MODEL, None, IMGSZ, BATCH, epochs, method=method, part=PART, resume=(out / LAST).is_file(),
         teacher=TEACHER if method == "distill" else None, precision=precision,
     )  # fmt: skip
     start = time.monotonic()
     pretrain(request)
     seconds = time.monotonic() - start
     log = [json.loads(line) for line in (out / LOG).read_text(encoding="utf-8").splitlines()]
-    rows = probe(ProbeRequest(data, (out / RESULT[part],), MODEL, "neck", 128))
+    rows = probe(ProbeRequest(data, (out / RESULT[PART],), MODEL, "neck", 128))
     fresh, given = rows["fresh weights"], rows["given weights"]
     return {
         "seconds": round(sum(row["seconds"] for row in log), 1), "wall_s_of_the_last_start": round(seconds, 1),

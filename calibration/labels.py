@@ -120,7 +120,7 @@ def split_dataset(folder: Path, out: Path, pattern: str, labels: int, val_share:
         raise DataError(f"--out {out} is the data set itself, whose data.yaml would be overwritten; choose another folder")
     names = _names(_read_yaml(folder / "data.yaml"), folder / "data.yaml")
     paths = list_images(folder / "images")
-    groups = _grouped(paths, pattern)
+    groups = grouped(paths, pattern)
     if len(groups) < 2:
         raise DataError(
             f"--group {pattern!r} puts all {len(paths)} images of {folder} into one group; choose a pattern that tells scenes apart"
@@ -247,7 +247,12 @@ def _image_paths(base: Path, value: object, data_yaml: Path) -> list[Path]:
     return paths
 
 
-def _grouped(paths: Sequence[Path], pattern: str) -> dict[str, list[Path]]:
+def grouped(paths: Sequence[Path], pattern: str) -> dict[str, list[Path]]:
+    """The images of each board, photo or scene, see `split_dataset`.
+
+    Raises:
+        DataError: no regular expression, or one that an image's name does not match.
+    """
     try:
         expression = re.compile(pattern)
     except re.error as error:

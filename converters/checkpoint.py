@@ -131,6 +131,18 @@ def load_checkpoint(path: Path, model: str | None = None) -> Checkpoint:
         CheckpointError: no such file, a pickle that needs code of its own to load, or an unknown architecture.
         MissingPackageError: torch is not installed.
     """
+    found = _loaded(path, model)
+    odd = next(
+        (key for key, value in found.state.items() if value.is_floating_point() and not bool(value.isfinite().all())), None
+    )
+    if odd is not None:
+        raise CheckpointError(
+            f"{path} holds values in {odd} that are no numbers; a training failed there, take weights from before"
+        )
+    return found
+
+
+def _loaded(path: Path, model: str | None) -> Checkpoint:
     content = _read_tensors(path)
     if isinstance(content, StandIn) or any(isinstance(content.get(key), StandIn) for key in ("ema", "model")):
         return _from_pickled(path, read_pickled(path, content), model)
@@ -237,7 +249,7 @@ def _read_tensors(path: Path) -> Any:
     ) as error:
         raise CheckpointError(
             f"{path} cannot be read as plain tensors: it is damaged, or a pickled model whose loading could run code; "
-            "save its state_dict() with torch.save and use that, or add --trust-pickle if you trust whoever made it"
+            "save its state_dict() with torch.save and use that (edge-convert also takes --trust-pickle, if you trust its maker)"
         ) from error
     if not isinstance(content, (dict, StandIn)):
         raise CheckpointError(

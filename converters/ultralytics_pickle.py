@@ -76,7 +76,7 @@ def stand_ins(path: Path, needed: Iterable[str]) -> list[Callable[..., Any] | tu
         if package not in _PACKAGES and name not in _BUILTINS:
             raise CheckpointError(
                 f"{path} names {name}, and reading that would run code from outside torch and ultralytics; "
-                "if you trust whoever made the file, add --trust-pickle"
+                "if you trust whoever made the file, edge-convert takes --trust-pickle"
             )
         found.append((type(name.rpartition(".")[2], (StandIn,), {}), name))
     return found

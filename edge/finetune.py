@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import math
-import shutil
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any
 
 from calibration.accuracy import Accuracy, evaluate
 from calibration.labels import Dataset, load_dataset
@@ -20,10 +19,11 @@ from edge.errors import TrainingError
 from edge.fused_looks import fused_looks
 from edge.pool_light import PoolLight
 from edge.processes import Precision, detection_loss, launched_fabric, several
-from edge.self_training import Look, Taught, mixed, teach
-from edge.snapshot import FRAMES, Snapshot
+from edge.run_folder import run_folder
+from edge.self_training import Look, Taught, teach
+from edge.snapshot import Snapshot
 from edge.torch_detector import batch_detector, torch_detector
-from edge.training import LAST, Budget, Run, adamw, check_run_folder, memory_told, train_epoch, with_training
+from edge.training import Budget, Run, adamw, memory_told, seed_everything, train_epoch, with_training
 from edge.training_images import BatchSpec, TrainingImage, training_image, training_loader
 from edge.yolo import WeightAverage, build_detector, family_of, inject, weight_average
 from runtime.files import sha256_of_file
@@ -33,16 +33,17 @@ from runtime.progress import Progress
 if TYPE_CHECKING:
     import torch
     from lightning_fabric import Fabric
-    from torch.utils.data import DataLoader
     from ultralytics.nn.tasks import DetectionModel
 
 
 DETECTOR = "detector.pt"
-LABELS_ALONE = "labels"  # folder of the first part of a run with a pool
 PSEUDO_LABELS = "pseudo_labels.json"
+_MOSAIC = 4  # frames in a picture that the student sees
 _TOGETHER = 16  # frames that the teacher looks at, at most
 _WEIGHT_DECAY = 5e-4
 _REMEDIES = "lower it, lower --imgsz, or take a smaller --model"
+_FRAMES_STREAM = 500_009  # keeps the order of frames apart from that of labels
+_NESTED = ("backbone", "neck", "localizer")  # each has all tensors of those before it, a detector those of all
 _PLAIN_SHARE = 0.2  # of the epochs, at the end, without mosaic: the model then sees pictures as the camera gives them
 
 
@@ -58,7 +59,7 @@ class FinetuneRequest:
         imgsz: side of the square input in pixels.
         batch, epochs, lr, seed: the usual.
         freeze: share of the epochs, from the first on, in which the backbone stays as it is, whole epochs, rounded
-            up; 1 trains neck and head only. With a pool: of each of the two parts.
+            up; 1 trains neck and head only.
         layer_decay: learning rate of a layer over that of the one behind it, 1 for the same in all: layers near the input
             hold what all pictures have in common, and few labels would spoil it (as in BEiT, arXiv 2106.08254).
         precision: of the arithmetic, as Lightning Fabric names it.
@@ -67,8 +68,8 @@ class FinetuneRequest:
         light_pool: a pool whose light half of the labelled images are given; None leaves them as they are.
         until_s: of both pools, frames captured up to this Unix time; None for all.
         pool: unlabeled frames that take part, see `edge.self_training`; None for labels alone.
-        pool_share: of a batch's pictures that are such frames, between 0 and 1.
-        burn_in: share of the epochs with labels alone before, in `out/labels`, between 0 and 1.
+        pool_ratio: such frames in a step for each labelled image in it, above 0.
+        burn_in: share of the epochs with labels alone before, between 0 and 1.
         upright: scenes have an up and a down, so the teacher does not look at frames upside down.
         resume: go on with the run in `out`.
     """
@@ -91,7 +92,7 @@ class FinetuneRequest:
     until_s: float | None = None
     resume: bool = False
     pool: Path | None = None
-    pool_share: float = 0.5
+    pool_ratio: float = 1.0
     burn_in: float = 0.5
     upright: bool = False
 
@@ -103,8 +104,7 @@ class Finetuned:
     Attributes:
         checkpoint: path of `detector.pt`.
         accuracy: on the held-out images; None when there are none.
-        curve: one record an epoch (`epoch`, `loss`, and `map50_95`, `f1` where it was evaluated); with a pool those of the
-            second part, the first part's are in `out/labels/log.jsonl`.
+        curve: one record an epoch (`epoch`, `loss`, and `map50_95`, `f1` where it was evaluated).
     """
 
     checkpoint: Path
@@ -120,63 +120,53 @@ def finetune(request: FinetuneRequest) -> Finetuned:
         CheckpointError: weights of another architecture.
         TrainingError: nothing to resume, a folder in use, a loss that is not finite.
     """
-    return _with_frames(request) if request.pool else _train(request, None)
-
-
-def has_begun(out: Path) -> bool:
-    """Whether there is a run to resume in a folder, with a pool or without."""
-    return (out / LAST).is_file() or (out / LABELS_ALONE / LAST).is_file()
-
-
-def _with_frames(request: FinetuneRequest) -> Finetuned:
-    """Labels alone first, to the end of a schedule; the detector labels frames, and goes on with both."""
     _check(request)
-    if request.epochs == 1:
-        raise TrainingError("--pool needs 2 epochs or more, since labels alone come first; raise --epochs")
-    if not request.resume:
-        (request.out / PSEUDO_LABELS).unlink(missing_ok=True)
-        Snapshot.take(cast("Path", request.pool), request.out, request.until_s, 1)
-    first = replace(request, pool=None, out=request.out / LABELS_ALONE, epochs=_alone(request))
-    alone = _train(first, None).checkpoint
-    second = replace(request, init=(alone,), epochs=request.epochs - first.epochs, resume=(request.out / LAST).is_file())
-    done = _train(second, _taught(second))
-    shutil.rmtree(request.out / FRAMES, ignore_errors=True)
-    return done
+    with run_folder(request.out, resume=request.resume):
+        if request.pool and not request.resume:
+            (request.out / PSEUDO_LABELS).unlink(missing_ok=True)
+            Snapshot.take(request.pool, request.out, request.until_s, 1)
+        done = _train(request)
+        if request.pool:
+            Snapshot(request.out).remove()
+        return done
 
 
 def _alone(request: FinetuneRequest) -> int:
-    """Epochs with labels alone; each part has one at least."""
+    """Epochs with labels alone in a run with a pool; there is one at least, and one after them."""
     return min(request.epochs - 1, max(1, round(request.burn_in * request.epochs)))
 
 
-def _taught(request: FinetuneRequest) -> Taught:
-    """What the detector of `init` made of as many frames as the run has room for, mosaics counted; looked at once."""
+def _taught(average: Checkpoint, dataset: Dataset, request: FinetuneRequest) -> Taught:
+    """What the average makes of as many frames as the run has room for, mosaics counted; looked at once."""
     path = request.out / PSEUDO_LABELS
-    if path.is_file():
+    if path.is_file():  # the run was cut
         return Taught.read(path)
-    dataset = load_dataset(request.data)
-    teacher = detector_from_checkpoint(load_checkpoint(request.init[0])).to(launched_fabric().device)
+    teacher = detector_from_checkpoint(average).to(launched_fabric().device)
     detect = fused_looks(batch_detector(teacher, Preprocess((request.imgsz, request.imgsz))), upright=request.upright)
-    room = round(4 * request.pool_share * request.batch * request.epochs * _steps(len(dataset.train), request.batch))
-    with memory_told(request.batch, _REMEDIES):
-        look = Look(max(1, room), min(request.batch, _TOGETHER), request.seed)
-        taught = teach(Snapshot(request.out), detect, dataset.train, len(dataset.names), look)
+    steps = (request.epochs - _alone(request)) * _steps(len(dataset.train), request.batch)
+    held_out = tuple(item.path for item in dataset.val)
+    look = Look(_MOSAIC * _frames_a_step(request) * steps, min(request.batch, _TOGETHER), request.seed, held_out)
+    taught = teach(Snapshot(request.out), detect, dataset.train, len(dataset.names), look)
     taught.write(path)
-    sys.stderr.write(f"the labels' detector believes {taught.boxes} boxes in {taught.looked} frames of the pool\n")
+    sys.stderr.write(f"the average so far believes {taught.boxes} boxes in {taught.looked} frames of the pool\n")
+    if not taught.images:
+        sys.stderr.write("no frame is left to learn from, so the rest of the run has labels alone\n")
     return taught
 
 
-def _train(request: FinetuneRequest, taught: Taught | None) -> Finetuned:
-    """One schedule, over the labels and what stands beside them."""
+def _frames_a_step(request: FinetuneRequest) -> int:
+    return max(1, round(request.pool_ratio * request.batch))
+
+
+def _train(request: FinetuneRequest) -> Finetuned:
     import torch
 
-    _check(request)
     path = request.out / DETECTOR
     dataset = load_dataset(request.data)
     digest = data_digest(dataset)
     fabric = launched_fabric(request.precision)
     detector = build_detector(request.model, dataset.names, request.seed)
-    lineage = {**_inject_all(detector, request), **_lineage(request, dataset, digest, taught)}
+    lineage = {**_inject_all(detector, request), **_lineage(request, dataset, digest)}
     detector.to(device=fabric.device, memory_format=torch.channels_last)
     optimizer = adamw(_rates(detector, request), _WEIGHT_DECAY)
     steps_an_epoch = _steps(len(dataset.train), request.batch)
@@ -187,12 +177,15 @@ def _train(request: FinetuneRequest, taught: Taught | None) -> Finetuned:
         found = _evaluate(ema.ema, dataset, request) if dataset.val else None
         return Finetuned(path, found, run.extra.get("figures", []))
     path.unlink(missing_ok=True)  # of a run that was taken away
-    loaders = _Loaders(dataset, taught.images if taught else (), request)
-    found = None
+    loaders, found = _Loaders(dataset, (), request), None
     left = (request.epochs - run.epoch) * steps_an_epoch
     with memory_told(request.batch, _REMEDIES), Progress("finetune", left) as progress:
         ema.updates = run.epoch * steps_an_epoch
         for epoch in run.epochs(steps_an_epoch):
+            if request.pool and epoch >= _alone(request) and not loaders.with_frames:
+                taught = _taught(_checkpoint(ema.ema, dataset, request, lineage), dataset, request)
+                loaders = _Loaders(dataset, taught.images, request, with_frames=True)
+                seed_everything(request.seed, epoch)  # as in a run that was cut and reads what was believed
             _train_mode(detector, request, epoch)
             figures = train_epoch(run, loaders.of(epoch), _loss(detector, ema, fabric), progress)
             if _is_due(epoch, request) and dataset.val:
@@ -202,6 +195,9 @@ def _train(request: FinetuneRequest, taught: Taught | None) -> Finetuned:
     if found is None and dataset.val:
         found = _evaluate(ema.ema, dataset, request)
     measured = {f"{HELD_OUT}{name}": str(value) for name, value in found.as_dict().items()} if found else {}
+    if request.pool:
+        believed = Taught.read(request.out / PSEUDO_LABELS)
+        measured |= {"pool_frames": str(believed.looked), "pool_boxes": str(believed.boxes)}
     save_checkpoint(path, with_training(_checkpoint(ema.ema, dataset, request, {**lineage, **measured}), None))
     return Finetuned(path, found, run.extra.get("figures", []))
 
@@ -219,14 +215,12 @@ def _check(request: FinetuneRequest) -> None:
         )
     if several():
         raise TrainingError("fine-tuning runs in one process; start it without torchrun")
-    if not (request.pool and request.resume):  # which may have been cut before the frames' turn
-        check_run_folder(request.out, resume=request.resume)
+    if request.pool and request.epochs == 1:
+        raise TrainingError("--pool needs 2 epochs or more, since labels alone come first; raise --epochs")
 
 
-def _lineage(request: FinetuneRequest, dataset: Dataset, digest: str, taught: Taught | None) -> dict[str, str]:
-    of_pool = {"pool_frames": str(taught.looked), "pool_boxes": str(taught.boxes)} if taught else {}
+def _lineage(request: FinetuneRequest, dataset: Dataset, digest: str) -> dict[str, str]:
     return {
-        **of_pool,
         "labels_sha256": digest,
         "labels": str(len(dataset.train)),
         "finetune_epochs": str(request.epochs),
@@ -241,39 +235,53 @@ def _fingerprint(request: FinetuneRequest, dataset: Dataset, digest: str) -> dic
         "init": ", ".join(sha256_of_file(path)[:12] for path in request.init), "freeze": request.freeze,
         "layer_decay": request.layer_decay, "precision": request.precision,
         "light_pool": f"{request.light_pool} until {request.until_s}",
-        "pool": f"{request.pool} × {request.pool_share} from {request.burn_in}, upright {request.upright}" if request.pool else "",
+        "pool": f"{request.pool} × {request.pool_ratio} from {request.burn_in}, upright {request.upright}" if request.pool else "",
     }  # fmt: skip
 
 
 class _Loaders:
-    """With mosaic, and without for the last epochs."""
+    """With mosaic, and without for the last epochs: labelled images, and frames beside them if there are some."""
 
-    def __init__(self, dataset: Dataset, frames: tuple[TrainingImage, ...], request: FinetuneRequest) -> None:
-        self._request = request
+    def __init__(
+        self, dataset: Dataset, frames: tuple[TrainingImage, ...], request: FinetuneRequest, *, with_frames: bool = False
+    ) -> None:
+        self._request, self.with_frames = request, with_frames
         relight = PoolLight(request.light_pool, request.until_s, request.seed) if request.light_pool else None
-        images = mixed([training_image(item) for item in dataset.train], frames, request.pool_share)
-        steps = _steps(len(dataset.train), request.batch) if frames else None
-        self._mosaic, self._plain = (
-            training_loader(
-                images, dataset.names, BatchSpec(request.imgsz, request.batch, request.seed, mosaic, steps), relight
-            )
+        labels = [training_image(item) for item in dataset.train]
+        steps = _steps(len(labels), request.batch)
+        parts = [(labels, request.batch, None), (frames, _frames_a_step(request), steps)]
+        self._loaders = {
+            mosaic: [
+                training_loader(images, dataset.names, BatchSpec(request.imgsz, batch, request.seed, mosaic, count), relight)
+                for images, batch, count in parts
+                if images
+            ]
             for mosaic in (True, False)
-        )
+        }
 
-    def of(self, epoch: int) -> DataLoader[object]:
-        """The epoch's loader, its order depending on seed and epoch only."""
+    def of(self, epoch: int) -> Iterable[tuple[Any, ...]]:
+        """The epoch's batches, of labels and of frames side by side, their order depending on seed and epoch only."""
         plain = epoch >= self._request.epochs - max(1, round(_PLAIN_SHARE * self._request.epochs))
-        loader = self._plain if plain else self._mosaic
-        if loader.generator is not None:
-            loader.generator.manual_seed(self._request.seed * 1_000_003 + epoch)
-        return loader
+        loaders = self._loaders[not plain]
+        for number, loader in enumerate(loaders):
+            if loader.generator is not None:
+                loader.generator.manual_seed(self._request.seed * 1_000_003 + epoch + number * _FRAMES_STREAM)
+        return zip(*loaders, strict=True)
 
 
 def _inject_all(detector: DetectionModel, request: FinetuneRequest) -> dict[str, str]:
     """Injects every `init`, tells how many tensors, and returns the lineage of what was injected."""
     lineage: dict[str, str] = {}
-    for path in request.init:
+    covered = len(_NESTED) + 1
+    for number, path in enumerate(request.init):
         source = load_checkpoint(path)
+        covers = _NESTED.index(source.kind) if source.kind in _NESTED else len(_NESTED)
+        if covers >= covered:
+            raise CheckpointError(
+                f"--init {path}: its {source.kind} would replace all of {request.init[number - 1]}; name it before that, or leave "
+                "one of them out"
+            )
+        covered = covers
         try:
             told = inject(detector, source, request.model)
         except CheckpointError as error:
@@ -298,14 +306,20 @@ def _train_mode(detector: DetectionModel, request: FinetuneRequest, epoch: int) 
         layer.train(not frozen)  # frozen weights with moving batch-norm statistics would not be frozen
 
 
-def _loss(detector: DetectionModel, ema: WeightAverage, fabric: Fabric) -> Callable[[Mapping[str, torch.Tensor]], torch.Tensor]:
+def _loss(
+    detector: DetectionModel, ema: WeightAverage, fabric: Fabric
+) -> Callable[[tuple[Mapping[str, torch.Tensor], ...]], torch.Tensor]:
+    """Of labels, and of frames beside them what is where, but not where it ends (Unbiased Teacher, section 3.2)."""
     import torch
 
-    def loss_of(made: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def loss_of(parts: tuple[Mapping[str, torch.Tensor], ...]) -> torch.Tensor:
         ema.update(detector)  # of the step before; the last one is below a thousandth
-        batch = fabric.to_device(made)
-        images = batch["img"].contiguous(memory_format=torch.channels_last).float() / 255
-        return detection_loss(detector, {**batch, "img": images}, fabric)
+        losses = []
+        for number, made in enumerate(parts):
+            batch = fabric.to_device(made)
+            images = batch["img"].contiguous(memory_format=torch.channels_last).float() / 255
+            losses.append(detection_loss(detector, {**batch, "img": images}, fabric, boxes=number == 0))
+        return torch.stack(losses).sum()
 
     return loss_of
 

@@ -22,6 +22,26 @@ _SAME_LEVELS = 12.0  # mean grey levels by which no part may differ: what a JPEG
 _GAINS = (0.4, 2.5)  # of one picture's contrast over the other's
 
 
+class HeldOut:
+    """Pictures that nothing may be learnt from."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        """Reads them.
+
+        Raises:
+            SourceError: a damaged image.
+        """
+        self._paths = list(paths)
+        self._large = [_grey(read_image(path)) for path in paths]  # 64 KB each
+        self._small = np.stack([_small(grey) for grey in self._large]) if self._large else np.zeros((0, _SMALL**2), np.float32)
+
+    def shown_by(self, image: NDArray[np.uint8]) -> Path | None:
+        """The one that an image, uint8 (h, w, 3) BGR, shows, if any."""
+        own = _grey(image)
+        alike = np.flatnonzero(self._small @ _small(own) >= _ALIKE).tolist()
+        return next((self._paths[index] for index in alike if _same(own, self._large[index])), None)
+
+
 def leaks_of(pool: Pool, held_out: Sequence[Path]) -> dict[str, Path]:
     """By digest: frames of the pool that show a held-out image, and which.
 
@@ -31,17 +51,14 @@ def leaks_of(pool: Pool, held_out: Sequence[Path]) -> dict[str, Path]:
     """
     if not held_out:
         return {}
-    large = [_grey(read_image(path)) for path in held_out]  # 64 KB each
-    small = np.stack([_small(grey) for grey in large])
+    kept = HeldOut(held_out)
     found: dict[str, Path] = {}
     entries = pool.entries(with_embeddings=False)
     with Progress("leaks", len(entries)) as progress:
         for entry in entries:
-            own = _grey(decode_image(pool.read_jpeg(entry), entry.sha256))
-            alike = np.flatnonzero(small @ _small(own) >= _ALIKE).tolist()
-            same = next((index for index in alike if _same(own, large[index])), None)
-            if same is not None:
-                found[entry.sha256] = held_out[same]
+            shown = kept.shown_by(decode_image(pool.read_jpeg(entry), entry.sha256))
+            if shown is not None:
+                found[entry.sha256] = shown
             progress.advance("")
     return found
 

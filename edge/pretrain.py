@@ -12,8 +12,9 @@ from converters.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from edge.errors import TrainingError
 from edge.methods import METHODS, Settings, build_method
 from edge.processes import Precision, is_first, launched_fabric, several, world_size
-from edge.snapshot import Snapshot
-from edge.training import Budget, Run, adamw, check_run_folder, memory_told, seed_everything, with_training
+from edge.run_folder import LAST, run_folder
+from edge.snapshot import FRAMES, Snapshot
+from edge.training import Budget, Run, adamw, memory_told, refuse_other_settings, seed_everything, with_training
 from edge.yolo import Part, build_detector, inject, part_keys
 from runtime.files import sha256_of_file
 from runtime.preprocess import STRIDE
@@ -57,6 +58,8 @@ class PretrainRequest:
         teacher: a checkpoint for the method that distils.
         upright: scenes have an up and a down.
         anchor: weight of staying near `init` (dense and hybrid); 0 for none.
+        interpolate: share of what was learnt in the weights that are written, the rest is `init`'s (WiSE-FT, Wortsman et al.
+            2022, arXiv 2109.01903); 1 for all of it.
         chunk: images that fit the memory at once; 0 for the whole batch. Contrastive gradients stay those of the batch.
         workers: processes that make views, for each process that trains.
         precision: of the arithmetic, as Lightning Fabric names it.
@@ -85,6 +88,7 @@ class PretrainRequest:
     shards: str = ""
     save_every_s: float = _SAVE_EVERY_S
     anchor: float = 0.0
+    interpolate: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,21 +109,34 @@ def pretrain(request: PretrainRequest) -> Path:
             damaged frames.
     """
     check(request)
-    check_run_folder(request.out, resume=request.resume)  # before anything is linked into it
+    with run_folder(request.out, resume=request.resume):  # before anything is linked into it
+        return _pretrained(request)
+
+
+def _pretrained(request: PretrainRequest) -> Path:
     path = request.out / RESULT[request.part]
-    if request.resume and path.is_file():
-        sys.stderr.write(f"the run in {request.out} is finished; to train longer, start another with --init {path}\n")
-        return path
+    if request.resume:
+        budget = {"epochs": request.epochs, "lr": request.lr, "seed": request.seed}
+        training = load_checkpoint(request.out / LAST).training
+        if training is not None:
+            refuse_other_settings(request.out, training["fingerprint"], _settings(request) | budget)
+        if path.is_file():
+            if not request.shards and (request.out / FRAMES).is_dir():
+                Snapshot(request.out).remove()
+            sys.stderr.write(f"the run in {request.out} is finished; to train longer, start another with --init {path}\n")
+            return path
     fabric = launched_fabric(request.precision)
     detector = build_detector(request.model, ["object"], request.seed)
     _start_from(detector, request)
+    began = {key: value.clone() for key, value in detector.state_dict().items()}
     frames = _frames(request, fabric)
     trained, loader, run = _prepared(request, detector, frames, fabric)
     lineage = _lineage(request, frames)
 
     def checkpoint() -> Checkpoint:
         state = detector.state_dict()
-        kept = {key: state[key].clone() for key in part_keys(request.model, state, request.part)}
+        keys = part_keys(request.model, state, request.part)
+        kept = {key: between(began[key], state[key], request.interpolate) for key in keys}
         return Checkpoint(request.model, (), kept, request.imgsz, request.part, lineage)
 
     remedies = "lower it, give --chunk (the same loss in less memory), or lower --imgsz"
@@ -138,6 +155,15 @@ def pretrain(request: PretrainRequest) -> Path:
     return path
 
 
+def between(began: torch.Tensor, learnt: torch.Tensor, share: float) -> torch.Tensor:
+    """A new tensor on the way from one to the other; counters are the learnt ones'."""
+    import torch
+
+    if share == 1 or not learnt.is_floating_point():
+        return learnt.clone()
+    return torch.lerp(began.to(learnt.device), learnt, share)
+
+
 def check(request: PretrainRequest) -> None:
     """Whether the settings go together.
 
@@ -152,6 +178,12 @@ def check(request: PretrainRequest) -> None:
         raise TrainingError(f"unknown method {request.method!r}; the methods are {', '.join(METHODS)}")
     if request.anchor and (request.init is None or request.method not in _ANCHORED):
         raise TrainingError(f"--anchor holds what --init knows, for {' and '.join(_ANCHORED)}; give both, or leave it out")
+    if request.method == "distill" and request.teacher is None:
+        raise TrainingError("distill needs a teacher; name the checkpoint of a larger detector (--teacher)")
+    if request.teacher and request.method != "distill":
+        raise TrainingError(f"--teacher is for distill, and {request.method} has none; leave it out")
+    if request.interpolate < 1 and request.init is None:
+        raise TrainingError("--interpolate lies between --init and what is learnt; give --init, or leave it out")
     check_part(request.method, request.part)
     if request.chunk and request.method not in _IN_CHUNKS:
         raise TrainingError(
@@ -167,10 +199,12 @@ def check_part(method: str, part: Part) -> None:
     Raises:
         TrainingError: it does not.
     """
-    if (part == "localizer") != (method in _WITH_HEAD):
+    if part == "localizer" and method not in _WITH_HEAD:
         raise TrainingError(
             f"--part localizer is what {', '.join(_WITH_HEAD)} trains, and no other method; change --part or --method"
         )
+    if part == "backbone" and method in _WITH_HEAD:
+        raise TrainingError(f"{method} trains neck and head as well; give --part neck or --part localizer")
 
 
 def _prepared(
@@ -209,7 +243,12 @@ def _frames(request: PretrainRequest, fabric: Fabric) -> Snapshot | ShardSet:
     if is_first() and not request.resume:
         Snapshot.take(request.pool, request.out, request.until_s, _FEWEST)
     fabric.barrier()
-    return Snapshot(request.out)
+    frames = Snapshot(request.out)
+    if request.resume and is_first():
+        sys.stderr.write(f"going on with the {len(frames)} frames that the run began with\n")
+    if request.batch > len(frames) and is_first():
+        sys.stderr.write(f"--batch {request.batch} is more than there are frames; each step takes all {len(frames)}\n")
+    return frames
 
 
 class _Epoch:
@@ -296,13 +335,18 @@ class _Epoch:
 
 def _fingerprint(request: PretrainRequest, frames: Snapshot | ShardSet) -> dict[str, Any]:
     """What must be the same for a resumed run to be the run that was interrupted."""
+    return {"frames": frames.digest, **_settings(request)}
+
+
+def _settings(request: PretrainRequest) -> dict[str, Any]:
     return {
-        "model": request.model, "frames": frames.digest, "init": _digest(request.init), "imgsz": request.imgsz,
+        "model": request.model, "init": _digest(request.init), "imgsz": request.imgsz,
         "batch": request.batch, "method": request.method, "part": request.part, "teacher": _digest(request.teacher),
         "upright": request.upright, "chunk": request.chunk,
         # Which frames share a batch of shards depends on who reads them.
         "readers": f"{request.workers} × {world_size()}" if request.shards else "",
         "precision": request.precision, "anchor": request.anchor,
+        "interpolate": request.interpolate,
     }  # fmt: skip
 
 
@@ -313,7 +357,7 @@ def _digest(path: Path | None) -> str:
 def _lineage(request: PretrainRequest, frames: Snapshot | ShardSet) -> dict[str, str]:
     return {
         "ssl": request.method, "ssl_part": request.part, "ssl_frames_sha256": frames.digest, "ssl_frames": str(len(frames)),
-        "ssl_epochs": str(request.epochs), "ssl_seed": str(request.seed),
+        "ssl_epochs": str(request.epochs), "ssl_seed": str(request.seed), "ssl_interpolate": str(request.interpolate),
     }  # fmt: skip
 
 

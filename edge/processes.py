@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from runtime.errors import MissingPackageError
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
     from ultralytics.nn.tasks import DetectionModel
 
+_CLASSES = 1  # of Ultralytics' losses: boxes, classes, distribution of the boxes' sides
 Precision = Literal["32-true", "bf16-mixed"]
 
 
@@ -37,7 +38,9 @@ def launched_fabric(precision: Precision = "32-true") -> Fabric:
     return fabric
 
 
-def detection_loss(detector: DetectionModel, batch: Mapping[str, torch.Tensor], fabric: Fabric) -> torch.Tensor:
+def detection_loss(
+    detector: DetectionModel, batch: Mapping[str, torch.Tensor], fabric: Fabric, *, boxes: bool = True
+) -> torch.Tensor:
     """A detector's loss, the mean of the images: layers in the fabric's precision, boxes and assignment in full precision.
 
     Args:
@@ -45,14 +48,23 @@ def detection_loss(detector: DetectionModel, batch: Mapping[str, torch.Tensor], 
         batch: `img` float32 (b, 3, h, w) RGB in 0 to 1; of each target `cls` (n, 1), `bboxes` (n, 4) as centre and size,
             0 to 1, and `batch_idx` (n,), its image.
         fabric: where it runs.
+        boxes: whether it learns where objects end, or only what is where.
     """
+    with fabric.autocast():
+        found = detector(batch["img"])
+    return loss_of_found(detector, found, batch, boxes=boxes)
+
+
+def loss_of_found(
+    detector: DetectionModel, found: Any, batch: Mapping[str, torch.Tensor], *, boxes: bool = True
+) -> torch.Tensor:
+    """The same from what the detector's head gave; also within autocast."""
     import torch
     from lightning_utilities.core.apply_func import apply_to_collection
 
-    with fabric.autocast():
-        maps = detector(batch["img"])
-    loss, _ = detector.loss(batch, apply_to_collection(maps, torch.Tensor, torch.Tensor.float))
-    total: torch.Tensor = loss.sum() / len(batch["img"])
+    with torch.autocast(batch["img"].device.type, enabled=False):
+        loss, _ = detector.loss(batch, apply_to_collection(found, torch.Tensor, torch.Tensor.float))
+        total: torch.Tensor = (loss.sum() if boxes else loss[_CLASSES]) / len(batch["img"])
     return total
 
 

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from runtime.detections import Detections
 
-LOWEST, HIGHEST = 0.2, 0.9
-DOUBT = 0.05  # below it a detection is background
+LOWEST, HIGHEST = 0.4, 0.9
+DOUBT = 0.1  # below it a detection is background
 _FEWEST = 20  # frames that thresholds can rest on
 
 

@@ -1,9 +1,9 @@
 """Unlabeled frames beside few labels: a teacher labels them, a student learns from both.
 
-The line of STAC (Sohn et al. 2020, arXiv 2005.04757) and Unbiased Teacher (arXiv 2102.09480): the labels alone first, to the
-end of a schedule; the average of the weights then looks at frames as they are, and what it believes stands beside the labels
-in the same batches, under the same strong augmentation (mosaic, scale, colour), for a second schedule. A batch then costs
-what a batch of labels costs; a teacher that moves with every step makes it several times as dear.
+The line of STAC (Sohn et al. 2020, arXiv 2005.04757) and Unbiased Teacher (arXiv 2102.09480): the labels alone first; the
+average of the weights then looks at frames as they are, and what it believes stands beside the labels in every step that is
+left, under the same strong augmentation (mosaic, scale, colour). It looks once: a teacher that moves with every step makes a
+step several times as dear, and in our pilots gave less.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from calibration.labels import LabeledImage
 from edge.errors import TrainingError
+from edge.leaks import HeldOut
 from edge.pseudo_labels import DOUBT, class_thresholds, split_by_belief
 from edge.snapshot import FRAMES, MOST_DAMAGED, Snapshot
 from edge.torch_detector import DetectBatch
@@ -39,11 +40,13 @@ class Look:
         most: frames that are looked at, drawn at random.
         together: of them at once.
         seed: of the draw.
+        held_out: pictures that frames must not show.
     """
 
     most: int
     together: int
     seed: int
+    held_out: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +87,7 @@ class Taught:
 
 
 def teach(frames: Snapshot, detect: DetectBatch, labels: Sequence[LabeledImage], classes: int, look: Look) -> Taught:
-    """Labels frames; damaged ones are left out and named on stderr.
+    """Labels frames; damaged ones, and those that show a held-out image, are left out and named on stderr.
 
     A frame of which nothing is believed is no frame without objects: it is left out, as often as labelled frames show some.
 
@@ -93,7 +96,7 @@ def teach(frames: Snapshot, detect: DetectBatch, labels: Sequence[LabeledImage],
     """
     rng = np.random.default_rng((look.seed, _STREAM))
     chosen = sorted(rng.permutation(len(frames))[: look.most].tolist())
-    seen = _seen(frames, detect, chosen, look.together)
+    seen = _seen(frames, detect, chosen, look)
     counts = np.bincount(np.concatenate([item.class_id for item in labels]), minlength=classes)
     thresholds = class_thresholds([found for _, _, found in seen], counts / len(labels))
     empty = sum(not len(item.class_id) for item in labels) / len(labels)
@@ -107,20 +110,27 @@ def teach(frames: Snapshot, detect: DetectBatch, labels: Sequence[LabeledImage],
 
 
 def _seen(
-    frames: Snapshot, detect: DetectBatch, chosen: Sequence[int], together: int
+    frames: Snapshot, detect: DetectBatch, chosen: Sequence[int], look: Look
 ) -> list[tuple[int, tuple[int, int], Detections]]:
-    """Position, size and detections of the frames that are whole."""
+    """Position, size and detections of the frames that are whole and show nothing held out."""
+    held_out = HeldOut(look.held_out)
     seen: list[tuple[int, tuple[int, int], Detections]] = []
     damaged: list[str] = []
     with Progress("teacher", len(chosen)) as progress:
-        for begin in range(0, len(chosen), together):
-            chunk = chosen[begin : begin + together]
+        for begin in range(0, len(chosen), look.together):
+            chunk = chosen[begin : begin + look.together]
             images: dict[int, NDArray[np.uint8]] = {}
             for position in chunk:
                 try:
-                    images[position] = frames.read(position)
+                    image = frames.read(position)
                 except PoolError:
                     damaged.append(frames.name(position))
+                    continue
+                shown = held_out.shown_by(image)
+                if shown is None:
+                    images[position] = image
+                else:
+                    sys.stderr.write(f"left out, shows the held-out image {shown.name}: {frames.name(position)}\n")
             found = detect(list(images.values())) if images else []
             for (position, image), each in zip(images.items(), found, strict=True):
                 seen.append((position, (image.shape[1], image.shape[0]), each.above(DOUBT)))
@@ -145,18 +155,3 @@ def _image(frames: Snapshot, position: int, size: tuple[int, int], sure: Detecti
 def _shares(found: Detections, size: tuple[int, int]) -> NDArray[np.float32]:
     """Boxes as shares of width and height, cut at the frame's edges."""
     return np.clip(found.xyxy / np.array([*size, *size], np.float32), 0, 1)
-
-
-def mixed(labels: Sequence[TrainingImage], frames: Sequence[TrainingImage], share: float) -> list[TrainingImage]:
-    """Labels and frames, the fewer of them repeated, so that `share` of the pictures are frames."""
-    if not frames:
-        return list(labels)
-    odds = share / (1 - share)
-    wanted_labels, wanted_frames = round(len(frames) / odds), round(len(labels) * odds)
-    return [*_repeated(labels, max(len(labels), wanted_labels)), *_repeated(frames, max(len(frames), wanted_frames))]
-
-
-def _repeated(images: Sequence[TrainingImage], count: int) -> list[TrainingImage]:
-    """All of them as often as it goes, and for the rest some at equal distances."""
-    times, rest = divmod(count, len(images))
-    return [*images] * times + [images[place * len(images) // rest] for place in range(rest)]

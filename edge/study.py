@@ -18,8 +18,8 @@ study.yaml:
       coco+pool: {start: coco, pool: true}
 
 Each seed splits a set anew; the labels of a smaller fraction are among those of a larger one. The pool is all images that
-are not held out, without their labels, and without those that show a held-out image. A run that is there
-is not repeated; one that was killed goes on.
+are not held out, without their labels, and without those that show a held-out image; `unlabeled` of a set adds a folder of
+frames. A run that is there is not repeated; one that was killed goes on.
 """
 
 from __future__ import annotations
@@ -36,16 +36,18 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from calibration.labels import load_dataset, split_dataset
+from calibration.labels import grouped, load_dataset, split_dataset
+from converters.architecture import MODEL_NAMES
 from edge.errors import TrainingError
-from edge.finetune import LABELS_ALONE, FinetuneRequest, finetune, has_begun
+from edge.finetune import FinetuneRequest, finetune
 from edge.leaks import leaks_of
-from edge.pretrain import RESULT, PretrainRequest, check_part, pretrain
+from edge.pretrain import RESULT, PretrainRequest, check, pretrain
 from edge.processes import Precision
-from edge.training import LAST
+from edge.run_folder import LAST
 from edge.yolo import Part
 from runtime.config_words import problem_of
 from runtime.files import write_atomically
+from runtime.images import list_images
 from runtime.pool import Pool
 from runtime.pool_import import add_image_file
 
@@ -71,12 +73,16 @@ class PretrainPlan(_Strict):
     upright: bool = False
     teacher: str | None = None
     anchor: float = Field(default=0.0, ge=0)
+    interpolate: float = Field(default=1.0, gt=0, le=1)
     precision: Precision = "32-true"
 
     @model_validator(mode="after")
     def _goes_together(self) -> PretrainPlan:
         try:
-            check_part(self.method, self.part)
+            check(PretrainRequest(
+                Path(), Path(), method=self.method, part=self.part, teacher=Path(self.teacher) if self.teacher else None,
+                anchor=self.anchor, init=Path(), interpolate=self.interpolate,
+            ))  # fmt: skip
         except TrainingError as error:
             raise ValueError(str(error)) from error
         return self
@@ -91,16 +97,21 @@ class FinetunePlan(_Strict):
     layer_decay: float = Field(default=1.0, gt=0, le=1)
     freeze: float = Field(default=0.0, ge=0, le=1)
     precision: Precision = "32-true"
-    pool_share: float = Field(default=0.5, gt=0, lt=1)
+    pool_ratio: float = Field(default=1.0, gt=0)
     burn_in: float = Field(default=0.5, gt=0, lt=1)
 
 
 class SetPlan(_Strict):
-    """A labelled folder and what keeps its scenes together, see `split_dataset`."""
+    """A labelled folder and what keeps its scenes together, see `split_dataset`.
+
+    Attributes:
+        unlabeled: a folder of more frames for the pool; those of scenes that are held out stay out.
+    """
 
     folder: str
+    unlabeled: str | None = None
     group: str = "^(.*)$"
-    val: float = Field(default=0.2, gt=0, lt=1)
+    val: float = Field(default=0.2, gt=0, le=0.9)
 
 
 class Arm(_Strict):
@@ -141,12 +152,51 @@ class StudyPlan(_Strict):
                 self.pretrain_of(arm)
             if arm.ssl and arm.weights:
                 raise ValueError(f"arm {name} has both `ssl` and `weights`; it can have one")
+        if len(set(self.seeds)) < len(self.seeds) or len(set(self.fractions)) < len(self.fractions):
+            raise ValueError("a seed or a fraction is named twice")
+        if self.model not in MODEL_NAMES:
+            raise ValueError(f"unknown model {self.model!r}; known are {', '.join(MODEL_NAMES)}")
         return self
 
+    def weights_of(self, arm: Arm, name: str, seed: int) -> Path:
+        """The checkpoint that an arm with `weights` starts from."""
+        return Path(str(arm.weights).replace("{set}", name).replace("{seed}", str(seed)))
+
+    def resolved(self) -> dict[str, Any]:
+        """The plan with each arm's own self-supervision spelt out, so that what an arm does not use can change."""
+        plain = self.model_dump()
+        plain["pretrain"] = {"upright": self.pretrain.upright}  # which self-training looks at as well
+        for name, arm in self.arms.items():
+            plain["arms"][name]["ssl"] = self.pretrain_of(arm).model_dump() if arm.ssl else False
+        return plain
+
+    def refuse_missing(self) -> None:
+        """Looks for every file before the first run.
+
+        Raises:
+            TrainingError: some file or folder is not there.
+            DataError: a group that does not fit the names.
+        """
+        wanted = [Path(self.weights)] if self.weights else []
+        for arm in self.arms.values():
+            teacher = self.pretrain_of(arm).teacher if arm.ssl else None
+            wanted += [Path(teacher)] if teacher else []
+            wanted += [self.weights_of(arm, name, seed) for name in self.sets for seed in self.seeds if arm.weights]
+        missing = [str(path) for path in wanted if not path.is_file()]
+        if missing:
+            raise TrainingError(f"no such checkpoint: {', '.join(missing)}; correct the plan")
+        for spec in self.sets.values():
+            grouped(list_images(Path(spec.folder) / "images"), spec.group)
+            if spec.unlabeled is not None:
+                grouped(list_images(Path(spec.unlabeled)), spec.group)
+
     def pretrain_of(self, arm: Arm) -> PretrainPlan:
-        """The arm's own self-supervision."""
+        """The arm's own self-supervision; teacher and anchor are not handed to another method."""
         changes = arm.ssl if isinstance(arm.ssl, dict) else {}
-        return PretrainPlan.model_validate({**self.pretrain.model_dump(), **changes})
+        of_method = (
+            {} if changes.get("method", self.pretrain.method) == self.pretrain.method else {"teacher": None, "anchor": 0.0}
+        )
+        return PretrainPlan.model_validate({**self.pretrain.model_dump(), **of_method, **changes})
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +244,7 @@ def study(plan: StudyPlan, out: Path) -> list[dict[str, Any]]:
     Raises:
         DataError, CheckpointError, TrainingError: as `pretrain` and `finetune` do.
     """
+    plan.refuse_missing()
     out.mkdir(parents=True, exist_ok=True)
     same_plan(plan, out)
     cells = list(cells_of(plan))
@@ -205,8 +256,7 @@ def study(plan: StudyPlan, out: Path) -> list[dict[str, Any]]:
             sys.stderr.write(f"[{number}/{len(cells)}] {cell.name}\n")
             record = _run(plan, cell, out)
             write_atomically(path, (json.dumps(record) + "\n").encode())
-            for run in (folder / "run", folder / "run" / LABELS_ALONE):  # optimizer states of many would fill the disk
-                (run / LAST).unlink(missing_ok=True)
+            (folder / "run" / LAST).unlink(missing_ok=True)  # optimizer states of many would fill the disk
         records.append(json.loads(path.read_text(encoding="utf-8")))
         lines = "".join(json.dumps(record) + "\n" for record in records)
         write_atomically(out / RESULTS, lines.encode())
@@ -214,25 +264,29 @@ def study(plan: StudyPlan, out: Path) -> list[dict[str, Any]]:
 
 
 def same_plan(plan: StudyPlan, out: Path) -> None:
-    """Writes the plan beside its results; a study may grow by sets, arms, fractions and seeds, not change its budgets.
+    """Writes the plan beside its results; a study may grow by sets, arms, fractions and seeds, not change what was run.
 
     Raises:
         TrainingError: `out` holds results of other budgets.
     """
     path = out / "study.json"
-    fixed = plan.model_dump(exclude={"sets", "arms", "fractions", "seeds"})
+    resolved = plan.resolved()
+    fixed = {key: value for key, value in resolved.items() if key not in ("sets", "arms", "fractions", "seeds")}
     if path.is_file():
         before = json.loads(path.read_text(encoding="utf-8"))
         changed = [key for key in fixed if before.get(key) != fixed[key]]
-        for kind, now in (("sets", plan.sets), ("arms", plan.arms)):
-            known = before.get(kind, {})
-            changed += [f"{kind}.{name}" for name, each in now.items() if name in known and known[name] != each.model_dump()]
+        changed += [f"sets.{name}" for name, each in resolved["sets"].items() if before["sets"].get(name, each) != each]
+        for name, each in resolved["arms"].items():
+            cells = [f"{name}-{fraction:g}" for fraction in before["fractions"]]
+            has_run = any(any(out.glob(f"*/seed*/{cell}/result.json")) for cell in cells)
+            if has_run and before["arms"].get(name, each) != each:
+                changed.append(f"arms.{name}")
         if changed:
             raise TrainingError(f"{out} holds a study with other {', '.join(sorted(changed))}; choose another --out or name")
-        kept = {kind: {**before.get(kind, {}), **plan.model_dump()[kind]} for kind in ("sets", "arms")}
+        kept = {kind: {**before.get(kind, {}), **resolved[kind]} for kind in ("sets", "arms")}
     else:
         kept = {}
-    write_atomically(path, json.dumps({**plan.model_dump(), **kept}, indent=2).encode())
+    write_atomically(path, json.dumps({**resolved, **kept}, indent=2).encode())
 
 
 def _run(plan: StudyPlan, cell: Cell, out: Path) -> dict[str, Any]:
@@ -241,7 +295,8 @@ def _run(plan: StudyPlan, cell: Cell, out: Path) -> dict[str, Any]:
     everything = load_dataset(_split(spec, home / "_all", 0, cell.seed))
     labels = max(2, round(cell.fraction * len(everything.train)))
     data = _split(spec, home / f"_labels-{cell.fraction:g}", labels, cell.seed)
-    pool = _pool(home / "_pool", *([item.path for item in part] for part in (everything.train, everything.val)))
+    own, held_out = ([item.path for item in part] for part in (everything.train, everything.val))
+    pool = _pool(home / "_pool", [*own, *_unlabeled(spec, held_out)], held_out)
     init = _init(plan, arm, cell, home, pool)
     steps_per_epoch = max(1, labels // plan.finetune.batch)
     fewest = 2 if any(each.pool for each in plan.arms.values()) else 1  # the same for all arms
@@ -251,8 +306,8 @@ def _run(plan: StudyPlan, cell: Cell, out: Path) -> dict[str, Any]:
     done = finetune(
         FinetuneRequest(
             data, run, plan.model, init, plan.imgsz, plan.finetune.batch, epochs,
-            plan.finetune.lr, cell.seed, resume=has_begun(run), pool=pool if arm.pool else None,
-            pool_share=plan.finetune.pool_share, burn_in=plan.finetune.burn_in, upright=plan.pretrain.upright, freeze=plan.finetune.freeze,
+            plan.finetune.lr, cell.seed, resume=(run / LAST).is_file(), pool=pool if arm.pool else None,
+            pool_ratio=plan.finetune.pool_ratio, burn_in=plan.finetune.burn_in, upright=plan.pretrain.upright, freeze=plan.finetune.freeze,
             layer_decay=plan.finetune.layer_decay, precision=plan.finetune.precision,
         )
     )  # fmt: skip
@@ -275,6 +330,14 @@ def _split(spec: SetPlan, out: Path, labels: int, seed: int) -> Path:
     return data if data.is_file() else split_dataset(Path(spec.folder), out, spec.group, labels, spec.val, seed)
 
 
+def _unlabeled(spec: SetPlan, held_out: list[Path]) -> list[Path]:
+    """The set's frames that never had labels."""
+    if spec.unlabeled is None:
+        return []
+    hidden = grouped(held_out, spec.group)
+    return [path for path in list_images(Path(spec.unlabeled)) if not grouped([path], spec.group).keys() & hidden.keys()]
+
+
 def _pool(path: Path, images: list[Path], held_out: list[Path]) -> Path:
     """The images without their labels, and without those that show a held-out one; made once."""
     done = path.with_suffix(".done")
@@ -295,7 +358,7 @@ def _init(plan: StudyPlan, arm: Arm, cell: Cell, home: Path, pool: Path) -> tupl
     """The weights of an arm, in the order of injection; self-supervision is shared by all fractions."""
     start = (Path(str(plan.weights)),) if arm.start == "coco" else ()
     if arm.weights:
-        return (*start, Path(arm.weights.format(set=cell.set, seed=cell.seed)))
+        return (*start, plan.weights_of(arm, cell.set, cell.seed))
     if not arm.ssl:
         return start
     chosen = plan.pretrain_of(arm)
@@ -307,8 +370,8 @@ def _init(plan: StudyPlan, arm: Arm, cell: Cell, home: Path, pool: Path) -> tupl
             pool, run, plan.model, start[0] if start else None, chosen.imgsz, chosen.batch, chosen.epochs, chosen.lr, cell.seed,
             resume=(run / LAST).is_file(), method=chosen.method, part=chosen.part, upright=chosen.upright,
             teacher=Path(chosen.teacher) if chosen.teacher else None, precision=chosen.precision,
-            anchor=chosen.anchor if start else 0.0,
+            anchor=chosen.anchor if start else 0.0, interpolate=chosen.interpolate if start else 1.0,
         )  # fmt: skip
         pretrain(request)
-        (run / LAST).unlink(missing_ok=True)
+    (run / LAST).unlink(missing_ok=True)
     return (*start, result)

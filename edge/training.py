@@ -11,7 +11,6 @@ import csv
 import json
 import math
 import random
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,13 +23,13 @@ import numpy as np
 from converters.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from edge.errors import TrainingError
 from edge.processes import is_first
+from edge.run_folder import LAST, check_run_folder
 from runtime.errors import MissingPackageError
 from runtime.progress import Progress
 
 if TYPE_CHECKING:
     import torch
 
-LAST = "last.pt"
 LOG, TABLE, BOARD = "log.jsonl", "log.csv", "tensorboard"
 _GRADIENT_NORM = 10.0  # Ultralytics' clip
 _SAVE_EVERY_S = 15.0  # few labels make epochs of a step, and writing them all would take longer than learning
@@ -132,9 +131,10 @@ class Run:
         import torch
 
         if not torch.isfinite(loss):
+            saved = (self.out / LAST).is_file()
             raise TrainingError(
-                f"the {what} became {loss.item()} in epoch {self.epoch + 1}; {self.out / LAST} holds the weights before it: "
-                "lower --lr and start again, with --init if they are worth keeping"
+                f"the {what} became {loss.item()} in epoch {self.epoch + 1}; lower --lr (or what weighs the loss) and start again"
+                + (f", with --init {self.out / LAST} if the weights before it are worth keeping" if saved else "")
             )
 
     def zero_grad(self) -> None:
@@ -187,12 +187,7 @@ class Run:
             raise TrainingError(
                 f"{self.out / LAST} is a released checkpoint without training state; start a new run with --init"
             )
-        differing = [key for key, value in self._fingerprint.items() if state["fingerprint"].get(key) != value]
-        if differing:
-            told = ", ".join(f"{key} {state['fingerprint'].get(key)} → {self._fingerprint[key]}" for key in differing)
-            raise TrainingError(
-                f"{self.out} was started with other settings ({told}); resume with the same ones, or choose another --out"
-            )
+        refuse_other_settings(self.out, state["fingerprint"], self._fingerprint)
         for name, module in self._modules.items():
             module.load_state_dict(state["modules"][name])
         self._optimizer.load_state_dict(state["optimizer"])
@@ -211,6 +206,24 @@ class Run:
             raise MissingPackageError("lightly", "train") from error
         total = self.budget.epochs * steps_per_epoch
         return CosineWarmupScheduler(self._optimizer, round(self.budget.warmup * total), total)  # type: ignore[no-any-return]
+
+
+def refuse_other_settings(out: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Whether a run goes on as it began.
+
+    Args:
+        out: the run folder.
+        before: what the run was started with.
+        now: what it is asked for; what is not in here is not compared.
+
+    Raises:
+        TrainingError: it does not.
+    """
+    told = ", ".join(f"{key} {before.get(key)} → {value}" for key, value in now.items() if before.get(key) != value)
+    if told:
+        raise TrainingError(
+            f"{out} was started with other settings ({told}); resume with the same ones, or choose another --out"
+        )
 
 
 @contextmanager
@@ -248,25 +261,6 @@ def write_log(out: Path, figures: Sequence[Mapping[str, float]], told: int) -> N
         for line in figures[told:]:
             for name, value in line.items():
                 board.add_scalar(name, value, int(line["epoch"]))
-
-
-def check_run_folder(out: Path, *, resume: bool) -> None:
-    """Whether a run can start, or go on, in a folder.
-
-    Raises:
-        TrainingError: an unwritable place, nothing to resume, or another run's folder.
-    """
-    parent = next(path for path in (out, *out.parents) if path.exists())
-    try:
-        with tempfile.TemporaryDirectory(dir=parent):
-            pass
-    except OSError as error:
-        raise TrainingError(f"{out} cannot be written: {parent}: {error.strerror}; choose another --out") from error
-    last = out / LAST
-    if resume and not last.is_file():
-        raise TrainingError(f"{out} holds no {LAST} to resume from; leave out --resume to start")
-    if not resume and last.is_file():
-        raise TrainingError(f"{out} holds a run already; go on with --resume, or choose another --out")
 
 
 def train_epoch(

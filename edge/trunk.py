@@ -1,8 +1,8 @@
-"""The part of a YOLO that self-supervision trains: the backbone alone, with the neck that gives P3 to P5, or with the head too."""
+"""The part of a YOLO that self-supervision looks through: the backbone alone, or with the neck that gives P3 to P5."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,7 +19,6 @@ class Trunk(torch.nn.Module):
     Attributes:
         channels: of each map.
         strides: pixels of the image in a cell of each map.
-        head: the detector's head where it is trained as well, else None.
     """
 
     def __init__(self, detector: torch.nn.Module, model: str, part: Part = "neck") -> None:
@@ -40,8 +39,7 @@ class Trunk(torch.nn.Module):
             self._taken = tuple(layers[head].f)
         self._chain: list[Any] = layers[: max(self._taken) + 1]
         self.layers = torch.nn.ModuleList(self._chain)
-        self.head: Any = layers[head] if part == "localizer" else None
-        self._detector = [detector]  # in a list: its layers are ours already
+        self._detector = [detector]  # in a list: its layers are ours already, or of no concern
         training = self.training
         with torch.no_grad():
             maps = self.eval()(torch.zeros(1, 3, _PROBE, _PROBE))
@@ -63,15 +61,10 @@ class Trunk(torch.nn.Module):
             outputs.append(current)
         return [outputs[index] for index in self._taken]
 
-    def heads_of(self, maps: list[torch.Tensor]) -> Any:
-        """What the detector's head makes of the maps, for `detection_loss`."""
-        return self.head(maps)
-
-    def detection_loss(self, batch: Mapping[str, torch.Tensor], found: Any) -> torch.Tensor:
-        """The detector's own loss, summed over the images; see `edge.processes.detection_loss` for the batch."""
-        loss, _ = self._detector[0].loss(batch, found)  # type: ignore[operator]
-        total: torch.Tensor = loss.sum()
-        return total
+    @property
+    def detector(self) -> Any:
+        """The whole of it: our layers and its head."""
+        return self._detector[0]
 
 
 def pooled(maps: Sequence[torch.Tensor]) -> torch.Tensor:

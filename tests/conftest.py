@@ -33,6 +33,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.name != "test_demo__closes_the_loop")
 
 
+def few_labels(out: Path, held_out: int) -> Path:
+    """Eight labelled simulated images of 64 pixels, and so many held-out ones; the path of data.yaml."""
+    from edge.demo.scene import SimulatedScene
+
+    path = SimulatedScene.make(out, labels=8, seed=0, imgsz=SIDE).data
+    kept = (out / "val.txt").read_text().splitlines()[:held_out]
+    (out / "val.txt").write_text("\n".join(kept) + "\n")
+    return path
+
+
 @pytest.fixture(autouse=True)
 def _same_number_of_threads() -> Iterator[None]:
     """Ultralytics' exporter takes a core from torch for good, and a training with another number of threads ends elsewhere."""

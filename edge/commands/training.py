@@ -39,7 +39,7 @@ def pretrain(
     ] = "simclr",
     part: Annotated[
         Literal["backbone", "neck", "localizer"],
-        typer.Option(help="What is trained: the backbone, the neck with it, or all but the head's classes (cutpaste)."),
+        typer.Option(help="What is kept: the backbone, the neck with it, or all but the head's classes (cutpaste)."),
     ] = "backbone",
     teacher: Annotated[Optional[Path], typer.Option(help="A larger detector's checkpoint, for distill.")] = None,
     imgsz: Imgsz = 128,
@@ -48,7 +48,12 @@ def pretrain(
     epochs: Epochs = 10,
     lr: Lr = 1e-3,
     upright: Upright = False,
-    anchor: Annotated[float, typer.Option(min=0, help="Weight of staying near --init, for dense and hybrid; 0: free.")] = 0.0,
+    anchor: Annotated[
+        float, typer.Option(min=0, max=1e6, help="Weight of staying near --init, for dense and hybrid; 0: free.")
+    ] = 0.0,
+    interpolate: Annotated[
+        float, typer.Option(min=0.05, max=1, help="Share of what was learnt in what is written, the rest is --init's; 1: all.")
+    ] = 1.0,
     workers: Annotated[int, typer.Option(min=0, max=256, help="Processes that make views.")] = 0,
     precision: MixedPrecision = "32-true",
     seed: Seed = 0,
@@ -64,6 +69,7 @@ def pretrain(
     request = PretrainRequest(
         pool or Path(), out, model, init, imgsz, batch, epochs, lr, seed, resume=resume, method=method, part=part, teacher=teacher,
         upright=upright, chunk=chunk, workers=workers, precision=precision, shards=shards, anchor=anchor,
+        interpolate=interpolate,
     )  # fmt: skip
     typer.echo(str(start(request)))
 
@@ -88,7 +94,7 @@ def finetune(
     ] = 1.0,
     precision: MixedPrecision = "32-true",
     pool: Annotated[Optional[Path], typer.Option(help="Unlabeled frames that take part (self-training).")] = None,
-    pool_share: Annotated[float, typer.Option(min=0.05, max=0.95, help="Of a batch's pictures that are such frames.")] = 0.5,
+    pool_ratio: Annotated[float, typer.Option(min=0.1, max=16, help="Such frames in a step for each labelled image.")] = 1.0,
     burn_in: Annotated[float, typer.Option(min=0.05, max=0.95, help="Share of the epochs with labels alone before.")] = 0.5,
     upright: Upright = False,
     seed: Seed = 0,
@@ -100,7 +106,7 @@ def finetune(
 
     request = FinetuneRequest(
         data, out, model, tuple(init or ()), imgsz, batch, epochs, lr, seed, freeze, layer_decay, precision, eval_every,
-        resume=resume, pool=pool, pool_share=pool_share, burn_in=burn_in, upright=upright,
+        resume=resume, pool=pool, pool_ratio=pool_ratio, burn_in=burn_in, upright=upright,
     )  # fmt: skip
     done = start(request)
     if done.accuracy:

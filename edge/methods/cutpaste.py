@@ -2,24 +2,24 @@
 
 Instance localization (InsLoc, Yang et al. 2021, arXiv 2102.08318) with the detector's own boxes and loss in the place of its
 contrastive head; pieces that do not belong are also what CutPaste (Li et al. 2021, arXiv 2104.04015) learns defects from. What
-is kept is everything but the head's classes, which pasted pieces know nothing of.
+is kept is at most everything but the head's classes, which pasted pieces know nothing of.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
-from lightning_utilities.core.apply_func import apply_to_collection
 
 from edge.errors import TrainingError
 from edge.methods import Settings
 from edge.methods.views import TwoViews, ViewSpec
-from edge.processes import world_size
+from edge.processes import loss_of_found, world_size
 from edge.trunk import Trunk
 
 _LIGHT = 0.25  # far weaker than agreement needs: colour tells objects apart
-_MOST = 4  # pieces in a frame
+_MOST = 12  # pieces in a frame; those that would cover another are left out
 _SIDES = (0.04, 0.4)  # of a piece, as shares of the view
 _RATIO = 2.5  # of its sides, at most
 _ZOOM = 2.0  # a piece is shown at most so much larger or smaller
@@ -31,21 +31,20 @@ class CutPaste(torch.nn.Module):
 
     def __init__(self, trunk: Trunk, settings: Settings) -> None:
         super().__init__()
-        if trunk.head is None:
-            raise TrainingError("cutpaste trains neck and head as well; give --part localizer")
+        if len(trunk.channels) == 1:
+            raise TrainingError("cutpaste trains neck and head as well; give --part neck or --part localizer")
         if settings.batch < 2 * world_size():
             raise TrainingError("cutpaste pastes pieces of other images, two in each process at least; raise --batch")
         self.trunk = trunk
+        self.head: Any = trunk.detector.model[-1]
         self.views = TwoViews(ViewSpec(settings.imgsz, jitter=_LIGHT, grey=0.0, blur=0.1, upright=settings.upright))
 
     def forward(self, first: torch.Tensor, second: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
         """The detector's loss on the first views with pieces of other images' second views in them."""
         images, row, boxes = pasted(first.float(), second.float())  # mixed precision rounds what it hands over
-        found = self.trunk.heads_of(self.trunk(images))
+        found = self.head(self.trunk(images))
         batch = {"img": images, "batch_idx": row, "bboxes": boxes, "cls": torch.zeros(len(boxes), 1, device=images.device)}
-        with torch.autocast(images.device.type, enabled=False):
-            loss: torch.Tensor = self.trunk.detection_loss(batch, apply_to_collection(found, torch.Tensor, torch.Tensor.float))
-        return loss / len(images)
+        return loss_of_found(self.trunk.detector, found, batch)
 
     def after_step(self, step: int) -> None:
         """Nothing moves by itself."""

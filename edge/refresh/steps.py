@@ -20,7 +20,7 @@ from edge.finetune import FinetuneRequest, data_digest, finetune
 from edge.pretrain import PretrainRequest, pretrain
 from edge.refresh.gate import Verdict, compare
 from edge.refresh.journal import Journal
-from edge.training import LAST
+from edge.run_folder import LAST
 from runtime.bundle import CURRENT, Bundle, publish
 from runtime.files import sha256_of_file
 from runtime.pool import Pool

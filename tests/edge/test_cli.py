@@ -38,9 +38,16 @@ def test_pool__add_info_check_repair(edge: Edge, tmp_path: Path) -> None:
 
 
 def test_pool_add__a_truncated_image_is_named(edge: Edge, tmp_path: Path) -> None:
-    paths = write_images(tmp_path / "images", 3)
+    paths = write_images(tmp_path / "images", 20)
     paths[1].write_bytes(paths[1].read_bytes()[:300])
-    refused(edge("pool", "add", "pool", "images"), "001.jpg is a truncated JPEG")
+    done = edge("pool", "add", "pool", "images")
+    assert "19 of 20 added, 0 were there, 1 damaged; 19 frames" in done.stdout
+    assert done.stderr.count("left out: ") == 1
+    assert "001.jpg is a truncated JPEG" in done.stderr
+    paths[2].write_bytes(b"")
+    refused(
+        edge("pool", "add", "other", "images"), "2 of the first 3 images are damaged", "001.jpg is a truncated JPEG", "002.jpg"
+    )
 
 
 def test_run_bench_evaluate_doctor(edge: Edge, bundle: Bundle, tmp_path: Path) -> None:

@@ -8,19 +8,15 @@ import pytest
 from calibration.errors import DataError
 from calibration.labels import Dataset, load_dataset
 from converters.errors import CheckpointError
-from edge.demo.scene import SimulatedScene
 from edge.evaluation import evaluate_model, model_accuracy
 from edge.evaluation_page import evaluation_page
 from runtime.bundle import Bundle
+from tests.conftest import few_labels
 
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    out = tmp_path_factory.mktemp("data")
-    path = SimulatedScene.make(out, labels=8, seed=0, imgsz=64).data
-    kept = (out / "val.txt").read_text().splitlines()[:6]
-    (out / "val.txt").write_text("\n".join(kept) + "\n")
-    return load_dataset(path)
+    return load_dataset(few_labels(tmp_path_factory.mktemp("data"), held_out=6))
 
 
 def test_evaluate_model__bundle_and_checkpoint_agree(bundle: Bundle, checkpoint: Path, dataset: Dataset) -> None:

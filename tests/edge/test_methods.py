@@ -23,7 +23,7 @@ from edge.methods.moco import MoCo
 from edge.methods.simclr import TEMPERATURE, SimCLR
 from edge.methods.views import RandomView, TwoViews, ViewSpec
 from edge.trunk import Trunk, pooled
-from edge.yolo import Part, build_detector
+from edge.yolo import Part, build_detector, part_keys
 from runtime.sources.simulated import Line
 
 SETTINGS = Settings(imgsz=96, batch=8, images=64, steps=20)
@@ -50,7 +50,7 @@ def batch_of(method: Any, step: int, count: int = 8) -> list[torch.Tensor]:
 @pytest.mark.parametrize("name", list(METHODS))
 def test_method__is_learnt_and_reaches_the_trunk(name: str, teacher: Path) -> None:
     torch.manual_seed(0)
-    own = trunk("localizer" if name == "cutpaste" else "neck")
+    own = trunk("neck")
     settings = Settings(imgsz=96, batch=8, images=64, steps=1000 if name == "hybrid" else 20, teacher=teacher)
     method: Any = build_method(name, own, settings).train()
     steps, lr = (35, 1e-3) if name == "cutpaste" else (12, 3e-4)  # a detector's loss rises before it falls: boxes join it
@@ -129,9 +129,28 @@ def test_cutpaste__pieces_lie_in_their_boxes_and_come_from_other_images() -> Non
     assert len(pasted(grey, grey[:1].expand_as(grey))[1]) < len(rows), "what nobody could see is left out"
 
 
+@pytest.mark.parametrize("model", ["yolov5n", "yolov10n", "yolo26n", "yolo11n-resnet18"])
+def test_cutpaste__other_heads(model: str) -> None:
+    """Two heads that share maps (v10, 26), another backbone: what is kept learns, the classes are not part of it."""
+    torch.manual_seed(0)
+    detector = build_detector(model, ["x"], 0)
+    method: Any = build_method("cutpaste", Trunk(detector, model, "localizer"), SETTINGS).train()
+    method(*batch_of(method, 0)).backward()
+    named = dict(detector.named_parameters())
+    kept = part_keys(model, named, "localizer")
+    head = f"model.{len(detector.model) - 1}."
+    own = [key for key in kept if key.startswith(head)]
+    assert own
+    assert not any(".cv3." in key or "one2one_cv3" in key for key in own)
+    assert any(named[key].grad is not None and bool(named[key].grad.abs().sum() > 0) for key in own), "box branches learn"
+    first = next(iter(named.values())).grad
+    assert first is not None
+    assert first.abs().sum() > 0
+
+
 def test_cutpaste__needs_the_head() -> None:
-    with pytest.raises(TrainingError, match="--part localizer"):
-        build_method("cutpaste", trunk("neck"), SETTINGS)
+    with pytest.raises(TrainingError, match="--part neck or --part localizer"):
+        build_method("cutpaste", trunk("backbone"), SETTINGS)
 
 
 def test_dense__an_anchor_holds_the_maps_while_they_learn() -> None:

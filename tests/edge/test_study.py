@@ -12,10 +12,10 @@ import yaml
 from calibration.labels import load_dataset
 from edge.demo.scene import SimulatedScene
 from edge.errors import TrainingError
-from edge.finetune import has_begun
-from edge.study import StudyPlan, _pool, cells_of, load_plan, study
+from edge.study import SetPlan, StudyPlan, _pool, _unlabeled, cells_of, load_plan, same_plan, study
 from edge.study_report import mean_and_half, plot, rows_of, table
 from edge.training import Run
+from runtime.errors import EdgeloopError
 from runtime.images import read_image
 from runtime.pool import Pool
 
@@ -117,6 +117,39 @@ def test_study__runs_what_is_missing_and_shares_what_is_the_same(folder: Path, t
         study(load_plan(path), out)
 
 
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"weights": "no.pt"}, r"no such checkpoint: no\.pt"),
+        ({"arms": {"a": {"weights": "elsewhere/{sett}-{seed}.pt"}}}, r"no such checkpoint: elsewhere/\{sett\}-0\.pt"),
+        ({"arms": {"a": {"ssl": {"method": "distill", "teacher": "no.pt"}}}}, r"no such checkpoint: no\.pt"),
+        ({"sets": {"a": {"folder": "nowhere"}}}, "nowhere/images is no folder"),
+    ],
+)
+def test_study__what_is_missing_is_told_before_the_first_run(
+    folder: Path, tmp_path: Path, changes: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(EdgeloopError, match=told):
+        study(StudyPlan.model_validate(plan_of(folder, **changes)), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_same_plan__what_no_run_has_used_may_change(folder: Path, tmp_path: Path) -> None:
+    arms = {"scratch": {}, "ssl": {"ssl": True}}
+    same_plan(StudyPlan.model_validate(plan_of(folder, arms=arms)), tmp_path)
+    (tmp_path / "line" / "seed0" / "scratch-0.8").mkdir(parents=True)
+    (tmp_path / "line" / "seed0" / "scratch-0.8" / "result.json").touch()
+    other = StudyPlan.model_validate(plan_of(folder, arms=arms, pretrain={"epochs": 2, "method": "simclr"}))
+    same_plan(other, tmp_path)
+    (tmp_path / "line" / "seed0" / "ssl-0.8").mkdir()
+    (tmp_path / "line" / "seed0" / "ssl-0.8" / "result.json").touch()
+    with pytest.raises(TrainingError, match=r"a study with other arms\.ssl;"):
+        same_plan(StudyPlan.model_validate(plan_of(folder, arms=arms)), tmp_path)
+    elsewhere = {"line": {"folder": str(folder), "val": 0.3}}
+    with pytest.raises(TrainingError, match=r"other arms\.ssl, sets\.line;"):
+        same_plan(StudyPlan.model_validate(plan_of(folder, arms=arms, sets=elsewhere)), tmp_path)
+
+
 @pytest.mark.slow
 def test_study__a_run_with_a_pool_that_was_cut_goes_on(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = StudyPlan.model_validate(plan_of(folder, arms={"pool": {"pool": True}}))
@@ -129,7 +162,7 @@ def test_study__a_run_with_a_pool_that_was_cut_goes_on(folder: Path, tmp_path: P
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Run, "finish_epoch", killed)
         study(plan, tmp_path / "out")
-    assert has_begun(tmp_path / "out" / "line" / "seed0" / "pool-0.8" / "run"), "in the labels' turn"
+    assert (tmp_path / "out" / "line" / "seed0" / "pool-0.8" / "run" / "last.pt").is_file()
     assert len(study(plan, tmp_path / "out")) == 1
 
 
@@ -142,6 +175,25 @@ def test_pool__what_shows_a_held_out_image_is_left_out(
     with Pool.open(_pool(tmp_path / "pool", [*images[1:4], again], [images[0]])) as pool:
         assert len(pool) == 3
     assert f"shows a held-out image: {images[0].name}" in capsys.readouterr().err
+
+
+def test_unlabeled__frames_of_scenes_that_are_held_out_stay_out(tmp_path: Path) -> None:
+    frames = [tmp_path / f"{name}.jpg" for name in ("12_a", "12_b", "13_a", "14_c")]
+    for path in frames:
+        path.touch()
+    spec = SetPlan(folder="boards", unlabeled=str(tmp_path), group=r"^(\d+)")
+    assert _unlabeled(spec, [Path("boards/images/12_test.jpg"), Path("boards/images/15_test.jpg")]) == frames[2:]
+    assert not _unlabeled(SetPlan(folder="boards"), [])
+
+
+def test_pretrain_of__teacher_and_anchor_are_the_methods_own(folder: Path) -> None:
+    arms = {"base": {"ssl": True}, "simclr": {"ssl": {"method": "simclr"}}, "again": {"ssl": {"epochs": 2}}}
+    plan = StudyPlan.model_validate(plan_of(folder, pretrain={"method": "distill", "teacher": "t.pt"}, arms=arms))
+    assert {name: plan.pretrain_of(arm).teacher for name, arm in plan.arms.items()} == {
+        "base": "t.pt",
+        "simclr": None,
+        "again": "t.pt",
+    }
 
 
 def test_cells__seed_by_seed(folder: Path) -> None:
@@ -158,6 +210,14 @@ def test_cells__seed_by_seed(folder: Path) -> None:
         ({"sets": {}}, "sets: is empty; expected at least 1"),
         ({"arms": {"a/b": {}}}, "is 'a/b'"),
         ({"arms": {"a": {"ssl": True, "weights": "x.pt"}}}, "both `ssl` and `weights`"),
+        ({"arms": {"a": {"ssl": {"method": "densee"}}}}, "unknown method 'densee'"),
+        ({"arms": {"a": {"ssl": {"method": "distill"}}}}, "distill needs a teacher"),
+        (
+            {"pretrain": {"method": "dense", "anchor": 1.0}, "arms": {"a": {"ssl": {"method": "simclr", "anchor": 1.0}}}},
+            "--anchor holds",
+        ),
+        ({"seeds": [0, 0]}, "named twice"),
+        ({"model": "yolo77"}, "unknown model 'yolo77'"),
     ],
 )
 def test_load_plan__mistakes_are_told(folder: Path, tmp_path: Path, changes: dict[str, Any], told: str) -> None:

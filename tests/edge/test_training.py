@@ -9,34 +9,30 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
 
 from calibration.labels import Dataset, load_dataset
-from converters.checkpoint import Checkpoint, load_checkpoint
+from converters.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from converters.errors import CheckpointError
+from edge import run_folder as run_folder_module
 from edge import training
-from edge.demo.scene import SimulatedScene
 from edge.errors import TrainingError
 from edge.finetune import FinetuneRequest, finetune
 from edge.pretrain import PretrainRequest, pretrain
 from edge.processes import Precision, detection_loss, launched_fabric
+from edge.run_folder import run_folder
 from edge.training import Budget, Run, memory_told
 from edge.yolo import build_detector, inject
 from runtime.errors import PoolError
-from tests.conftest import ROOT, fill_pool
+from tests.conftest import ROOT, few_labels, fill_pool
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eight labelled and sixty held-out simulated images of 64 pixels; two of the latter are enough here."""
-    out = tmp_path_factory.mktemp("data")
-    path = SimulatedScene.make(out, labels=8, seed=0, imgsz=64).data
-    kept = (out / "val.txt").read_text().splitlines()[:2]
-    (out / "val.txt").write_text("\n".join(kept) + "\n")
-    return path
+    return few_labels(tmp_path_factory.mktemp("data"), held_out=2)
 
 
 def pretrain_request(pool: Path, out: Path, **changes: object) -> PretrainRequest:
@@ -225,6 +221,64 @@ def test_pretrain__too_few_frames(tmp_path: Path) -> None:
         pretrain(pretrain_request(tmp_path / "empty", tmp_path / "run"))
     with pytest.raises(TrainingError, match="but 2 are needed"):
         pretrain(pretrain_request(tmp_path / "one", tmp_path / "run"))
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
+
+
+def test_run_folder__one_process_at_a_time(pool_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "run"
+    monkeypatch.setattr(run_folder_module, "_PATIENCE_S", 0.3)
+    with run_folder(out, resume=False):
+        (out / "frames").mkdir()
+        (out / "frames" / "1.jpg").touch()
+        for start in (lambda: pretrain(pretrain_request(pool_dir, out)), lambda: finetune(finetune_request(tmp_path, out))):
+            with pytest.raises(TrainingError, match=f"another process trains in {out}"):
+                start()
+        assert (out / "frames" / "1.jpg").exists(), "the refused ones touched nothing"
+        (out / ".last.pt.1.partial").touch()
+    assert {path.name for path in out.iterdir()} == {".lock", ".last.pt.1.partial"}, "nothing to resume: its frames are gone"
+    with run_folder(out, resume=False):
+        assert [path.name for path in out.iterdir()] == [".lock"], "what a killed process left half-written"
+    (out / "frames").mkdir()
+    with run_folder(out, resume=False):
+        pass
+    assert (out / "frames").exists(), "somebody else's"
+    with pytest.raises(TrainingError, match=r"holds no last\.pt"), run_folder(out, resume=True):
+        pass
+    with pytest.raises(TrainingError, match=r"holds no last\.pt"), run_folder(tmp_path / "typo", resume=True):
+        pass
+    assert not (tmp_path / "typo").exists()
+
+
+def test_pretrain__finished_is_not_taken_for_another_run(
+    pool_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = pretrain(pretrain_request(pool_dir, tmp_path, epochs=1))
+    before = path.stat().st_mtime_ns
+    assert pretrain(pretrain_request(pool_dir, tmp_path, epochs=1, resume=True)) == path
+    assert "is finished" in capsys.readouterr().err
+    changes: dict[str, Any]
+    for changes in ({"method": "vicreg"}, {"part": "neck"}, {"epochs": 3}, {"upright": True}):
+        with pytest.raises(TrainingError, match=f"was started with other settings .*{next(iter(changes))} "):
+            pretrain(pretrain_request(pool_dir, tmp_path, **{"epochs": 1, "resume": True, **changes}))
+    assert path.stat().st_mtime_ns == before
+
+
+def test_load_checkpoint__no_numbers_are_refused(checkpoint: Path, tmp_path: Path) -> None:
+    loaded = load_checkpoint(checkpoint)
+    state = {key: value.clone() for key, value in loaded.state.items()}
+    state["model.0.bn.running_mean"][0] = float("nan")
+    save_checkpoint(tmp_path / "nan.pt", dataclasses.replace(loaded, state=state))
+    with pytest.raises(CheckpointError, match=r"nan\.pt holds values in model\.0\.bn\.running_mean that are no numbers"):
+        load_checkpoint(tmp_path / "nan.pt")
+
+
+def test_pretrain__settings_that_do_not_go_together(pool_dir: Path, tmp_path: Path, checkpoint: Path) -> None:
+    changes: dict[str, Any]
+    for changes, told in (
+        ({"method": "distill"}, "distill needs a teacher"), ({"teacher": checkpoint}, "--teacher is for distill, and simclr"),
+    ):  # fmt: skip
+        with pytest.raises(TrainingError, match=told):
+            pretrain(pretrain_request(pool_dir, tmp_path / "run", **changes))
     assert not (tmp_path / "run").exists()
 
 
@@ -263,9 +317,32 @@ def test_pretrain__a_localizer_is_all_but_the_classes(pool_dir: Path, tmp_path: 
         assert all(torch.equal(after[key], fresh[key]) for key in left)
         assert all(torch.equal(after[key], value) for key, value in found.state.items())
         assert f"{len(left)} left fresh (class branch, not pretrained)" in told
-    for changes in ({"method": "cutpaste", "part": "neck"}, {"method": "dense", "part": "localizer"}):
-        with pytest.raises(TrainingError, match="--part localizer is what cutpaste trains, and no other method"):
-            pretrain(pretrain_request(pool_dir, tmp_path / "other", **changes))
+    neck = load_checkpoint(pretrain(pretrain_request(pool_dir, tmp_path / "neck", method="cutpaste", part="neck"))).state
+    assert set(neck) == {key for key in found.state if int(key.split(".")[1]) < 23}
+    assert all(torch.equal(value, found.state[key]) for key, value in neck.items()), "the same training, less is kept"
+    for part, method, told in (
+        ("localizer", "dense", "what cutpaste trains, and no other"),
+        ("backbone", "cutpaste", "give --part neck"),
+    ):
+        with pytest.raises(TrainingError, match=told):
+            pretrain(pretrain_request(pool_dir, tmp_path / "other", method=method, part=part))
+
+
+def test_pretrain__interpolated_lies_between_init_and_what_was_learnt(pool_dir: Path, tmp_path: Path) -> None:
+    start = pretrain(pretrain_request(pool_dir, tmp_path / "start", epochs=1))
+    whole, quarter = (
+        load_checkpoint(
+            pretrain(pretrain_request(pool_dir, tmp_path / str(share), init=start, interpolate=share, seed=1))
+        ).state
+        for share in (1.0, 0.25)
+    )
+    began = load_checkpoint(start).state
+    assert not torch.equal(began["model.0.conv.weight"], whole["model.0.conv.weight"])
+    for key, value in quarter.items():
+        expected = 0.75 * began[key] + 0.25 * whole[key] if value.is_floating_point() else whole[key]
+        torch.testing.assert_close(value, expected)
+    with pytest.raises(TrainingError, match="give --init, or leave it out"):
+        pretrain(pretrain_request(pool_dir, tmp_path / "no", interpolate=0.5))
 
 
 def test_pretrain__in_chunks_is_still_simclr_of_the_whole_batch(pool_dir: Path, tmp_path: Path) -> None:
@@ -328,6 +405,18 @@ def test_finetune__another_architecture(data: Path, tmp_path: Path, pool_dir: Pa
     backbone = pretrain(pretrain_request(pool_dir, tmp_path / "ssl", epochs=1, model="yolov8n"))
     with pytest.raises(CheckpointError, match="of yolov8n, but the model is yolo11n"):
         finetune(finetune_request(data, tmp_path / "run", init=(backbone,)))
+
+
+def test_finetune__weights_that_would_be_replaced_are_refused(
+    data: Path, tmp_path: Path, pool_dir: Path, checkpoint: Path
+) -> None:
+    backbone, neck = (
+        pretrain(pretrain_request(pool_dir, tmp_path / part, part=part, epochs=1)) for part in ("backbone", "neck")
+    )
+    for first, second, kind in ((backbone, neck, "neck"), (neck, checkpoint, "detector"), (backbone, backbone, "backbone")):
+        with pytest.raises(CheckpointError, match=rf"its {kind} would replace all of .*{first.name}; name it before that"):
+            finetune(finetune_request(data, tmp_path / "run", init=(first, second)))
+    finetune(finetune_request(data, tmp_path / "run", init=(checkpoint, neck, backbone), epochs=1))
 
 
 def test_finetune__nothing_to_train_on(data: Path, tmp_path: Path) -> None:

@@ -1,0 +1,91 @@
+"""The folder of a training run: whether a run can start there or go on, one process at a time."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from edge.errors import TrainingError
+from edge.processes import is_first
+from edge.snapshot import FRAMES
+
+LAST = "last.pt"
+_LOCK = ".lock"
+_PATIENCE_S = 8.0  # loader processes of a killed run look for it every 5 s, and hold its lock until then
+
+
+@contextmanager
+def run_folder(out: Path, *, resume: bool) -> Iterator[None]:
+    """Holds a run folder. What a killed process left half-written there is removed, and so are the frames that a run linked
+    which ends before there is anything to resume.
+
+    Of the processes of a `torchrun` the first holds it.
+
+    Raises:
+        TrainingError: as `check_run_folder`; or another process works there.
+    """
+    if not is_first():
+        yield
+        return
+    if not out.is_dir():
+        check_run_folder(out, resume=resume)
+    with _locked(out):
+        check_run_folder(out, resume=resume)
+        known = (out / FRAMES).exists()
+        for left in out.glob(".*.partial"):
+            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+        try:
+            yield
+        finally:
+            if not known and not (out / LAST).is_file():
+                shutil.rmtree(out / FRAMES, ignore_errors=True)
+
+
+@contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    """A killed process lets go by itself, once the processes that it started have noticed."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock = os.open(out / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
+    except OSError as error:
+        raise TrainingError(f"{out} cannot be written: {error.strerror}; choose another --out") from error
+    try:
+        until_s = time.monotonic() + _PATIENCE_S
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() > until_s:
+                    raise TrainingError(f"another process trains in {out}; wait for it, or choose another --out") from error
+                time.sleep(0.2)
+            except OSError as error:
+                raise TrainingError(f"{out} cannot be locked: {error.strerror}; choose an --out on another disk") from error
+        yield
+    finally:
+        os.close(lock)
+
+
+def check_run_folder(out: Path, *, resume: bool) -> None:
+    """Whether a run can start, or go on, in a folder.
+
+    Raises:
+        TrainingError: an unwritable place, nothing to resume, or another run's folder.
+    """
+    parent = next(path for path in (out, *out.parents) if path.exists())
+    try:
+        with tempfile.TemporaryDirectory(dir=parent):
+            pass
+    except OSError as error:
+        raise TrainingError(f"{out} cannot be written: {parent}: {error.strerror}; choose another --out") from error
+    last = out / LAST
+    if resume and not last.is_file():
+        raise TrainingError(f"{out} holds no {LAST} to resume from; leave out --resume to start")
+    if not resume and last.is_file():
+        raise TrainingError(f"{out} holds a run already; go on with --resume, or choose another --out")
