@@ -137,7 +137,7 @@ def load_checkpoint(path: Path, model: str | None = None) -> Checkpoint:
     )
     if odd is not None:
         raise CheckpointError(
-            f"{path} holds values in {odd} that are no numbers; a training failed there, take weights from before"
+            f"{path} holds NaN or infinity in {odd}; a training failed there, take weights from before"
         )
     return found
 

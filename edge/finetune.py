@@ -127,7 +127,7 @@ def finetune(request: FinetuneRequest) -> Finetuned:
             Snapshot.take(request.pool, request.out, request.until_s, 1)
         done = _train(request)
         if request.pool:
-            Snapshot(request.out).remove()
+            Snapshot.remove(request.out)
         return done
 
 

@@ -13,7 +13,7 @@ from edge.errors import TrainingError
 from edge.methods import METHODS, Settings, build_method
 from edge.processes import Precision, is_first, launched_fabric, several, world_size
 from edge.run_folder import LAST, run_folder
-from edge.snapshot import FRAMES, Snapshot
+from edge.snapshot import Snapshot
 from edge.training import Budget, Run, adamw, memory_told, refuse_other_settings, seed_everything, with_training
 from edge.yolo import Part, build_detector, inject, part_keys
 from runtime.files import sha256_of_file
@@ -121,8 +121,7 @@ def _pretrained(request: PretrainRequest) -> Path:
         if training is not None:
             refuse_other_settings(request.out, training["fingerprint"], _settings(request) | budget)
         if path.is_file():
-            if not request.shards and (request.out / FRAMES).is_dir():
-                Snapshot(request.out).remove()
+            Snapshot.remove(request.out)
             sys.stderr.write(f"the run in {request.out} is finished; to train longer, start another with --init {path}\n")
             return path
     fabric = launched_fabric(request.precision)
@@ -150,8 +149,7 @@ def _pretrained(request: PretrainRequest) -> Path:
     fabric.barrier()
     if is_first():
         save_checkpoint(path, with_training(checkpoint(), None))
-        if isinstance(frames, Snapshot):
-            frames.remove()
+        Snapshot.remove(request.out)
     return path
 
 

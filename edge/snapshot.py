@@ -98,9 +98,10 @@ class Snapshot:
             )
         return decode_image(data, path.name)
 
-    def remove(self) -> None:
-        """Forgets the frames, once the run is done."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+    @staticmethod
+    def remove(folder: Path) -> None:
+        """Forgets the frames of a run folder, once the run is done."""
+        shutil.rmtree(folder / FRAMES, ignore_errors=True)
 
 
 def _sha256_in_name(path: Path) -> str:

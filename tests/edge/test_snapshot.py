@@ -25,7 +25,7 @@ def test_take__survives_eviction_and_keeps_the_order(tmp_path: Path) -> None:
     assert again.digest == snapshot.digest
     for position in range(4):
         np.testing.assert_array_equal(again.read(position), pictures[position])
-    again.remove()
+    Snapshot.remove(tmp_path / "run")
     with pytest.raises(TrainingError, match="to resume on"):
         Snapshot(tmp_path / "run")
 
