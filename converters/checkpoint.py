@@ -136,9 +136,7 @@ def load_checkpoint(path: Path, model: str | None = None) -> Checkpoint:
         (key for key, value in found.state.items() if value.is_floating_point() and not bool(value.isfinite().all())), None
     )
     if odd is not None:
-        raise CheckpointError(
-            f"{path} holds NaN or infinity in {odd}; a training failed there, take weights from before"
-        )
+        raise CheckpointError(f"{path} holds NaN or infinity in {odd}; a training failed there, take weights from before")
     return found
 
 

@@ -71,15 +71,15 @@ class PretrainRequest:
     out: Path
     model: str = "yolo11n"
     init: Path | None = None
-    imgsz: int = 128
-    batch: int = 64
+    imgsz: int = 320
+    batch: int = 16
     epochs: int = 10
     lr: float = 1e-3
     seed: int = 0
     until_s: float | None = None
     resume: bool = False
-    method: str = "simclr"
-    part: Part = "backbone"
+    method: str = "cutpaste"
+    part: Part = "localizer"
     teacher: Path | None = None
     upright: bool = False
     chunk: int = 0
@@ -160,6 +160,11 @@ def between(began: torch.Tensor, learnt: torch.Tensor, share: float) -> torch.Te
     if share == 1 or not learnt.is_floating_point():
         return learnt.clone()
     return torch.lerp(began.to(learnt.device), learnt, share)
+
+
+def most_of(method: str) -> Part:
+    """The largest part of a detector that a method trains."""
+    return "localizer" if method in _WITH_HEAD else "neck"
 
 
 def check(request: PretrainRequest) -> None:

@@ -5,7 +5,7 @@ study.yaml:
     model: yolo11n
     weights: weights/yolo11n_coco.pt      # what `coco` starts from
     imgsz: 224
-    pretrain: {epochs: 30, batch: 64, imgsz: 224, method: dense, part: neck}
+    pretrain: {epochs: 30, batch: 16, imgsz: 224, method: cutpaste}
     finetune: {steps: 400, batch: 16, lr: 0.001}
     fractions: [0.05, 0.1, 0.25]
     seeds: [0, 1, 2]
@@ -41,7 +41,7 @@ from converters.architecture import MODEL_NAMES
 from edge.errors import TrainingError
 from edge.finetune import FinetuneRequest, finetune
 from edge.leaks import leaks_of
-from edge.pretrain import RESULT, PretrainRequest, check, pretrain
+from edge.pretrain import RESULT, PretrainRequest, check, most_of, pretrain
 from edge.processes import Precision
 from edge.run_folder import LAST
 from edge.yolo import Part
@@ -62,12 +62,12 @@ class _Strict(BaseModel):
 
 
 class PretrainPlan(_Strict):
-    """Budget and method of self-supervision."""
+    """Budget and method of self-supervision; without `part`, the most that the method trains."""
 
-    method: str = "dense"
-    part: Part = "neck"
+    method: str = "cutpaste"
+    part: Part
     epochs: int = Field(default=30, ge=1)
-    batch: int = Field(default=64, ge=2)
+    batch: int = Field(default=16, ge=2)
     imgsz: int = Field(default=224, ge=32, multiple_of=32)
     lr: float = Field(default=1e-3, gt=0)
     upright: bool = False
@@ -75,6 +75,12 @@ class PretrainPlan(_Strict):
     anchor: float = Field(default=0.0, ge=0)
     interpolate: float = Field(default=1.0, gt=0, le=1)
     precision: Precision = "32-true"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _part_of_method(cls, plan: Any) -> Any:
+        method = cls.model_fields["method"].default
+        return {"part": most_of(plan.get("method", method)), **plan} if isinstance(plan, dict) else plan
 
     @model_validator(mode="after")
     def _goes_together(self) -> PretrainPlan:
@@ -136,7 +142,7 @@ class StudyPlan(_Strict):
     model: str = "yolo11n"
     weights: str | None = None
     imgsz: int = Field(default=224, ge=32, multiple_of=32)
-    pretrain: PretrainPlan = Field(default_factory=PretrainPlan)
+    pretrain: PretrainPlan = Field(default_factory=lambda: PretrainPlan.model_validate({}))
     finetune: FinetunePlan = Field(default_factory=FinetunePlan)
     fractions: list[Fraction] = Field(min_length=1)
     seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
@@ -191,12 +197,11 @@ class StudyPlan(_Strict):
                 grouped(list_images(Path(spec.unlabeled)), spec.group)
 
     def pretrain_of(self, arm: Arm) -> PretrainPlan:
-        """The arm's own self-supervision; teacher and anchor are not handed to another method."""
+        """The arm's own self-supervision; part, teacher and anchor are not handed to another method."""
         changes = arm.ssl if isinstance(arm.ssl, dict) else {}
-        of_method = (
-            {} if changes.get("method", self.pretrain.method) == self.pretrain.method else {"teacher": None, "anchor": 0.0}
-        )
-        return PretrainPlan.model_validate({**self.pretrain.model_dump(), **of_method, **changes})
+        other = changes.get("method", self.pretrain.method) != self.pretrain.method
+        kept = self.pretrain.model_dump(exclude={"part", "teacher", "anchor"} if other else None)
+        return PretrainPlan.model_validate({**kept, **changes})
 
 
 @dataclass(frozen=True, slots=True)

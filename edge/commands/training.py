@@ -35,15 +35,15 @@ def pretrain(
     model: Model = "yolo11n",
     init: Annotated[Optional[Path], typer.Option(help="Weights to start from: COCO weights, or the last run's.")] = None,
     method: Annotated[
-        str, typer.Option(help="dense, simclr, moco, vicreg, mae, rotation, jigsaw, hybrid, distill or cutpaste.")
-    ] = "simclr",
+        str, typer.Option(help="cutpaste, dense, simclr, moco, vicreg, mae, rotation, jigsaw, hybrid or distill.")
+    ] = "cutpaste",
     part: Annotated[
-        Literal["backbone", "neck", "localizer"],
-        typer.Option(help="What is kept: the backbone, the neck with it, or all but the head's classes (cutpaste)."),
-    ] = "backbone",
+        Optional[Literal["backbone", "neck", "localizer"]],
+        typer.Option(help="What is kept: the backbone, the neck with it, or all but the head's classes; by itself the most."),
+    ] = None,
     teacher: Annotated[Optional[Path], typer.Option(help="A larger detector's checkpoint, for distill.")] = None,
-    imgsz: Imgsz = 128,
-    batch: Batch = 64,
+    imgsz: Imgsz = 320,
+    batch: Batch = 16,
     chunk: Annotated[int, typer.Option(min=0, help="Images that fit the memory at once; 0 for the whole batch.")] = 0,
     epochs: Epochs = 10,
     lr: Lr = 1e-3,
@@ -61,13 +61,13 @@ def pretrain(
 ) -> None:
     """Pretrains a YOLO on unlabeled frames, without labels."""
     from edge.errors import TrainingError
-    from edge.pretrain import PretrainRequest
+    from edge.pretrain import PretrainRequest, most_of
     from edge.pretrain import pretrain as start
 
     if (pool is None) == (not shards):
         raise TrainingError("name the frames with --pool, or with --shards, and not with both")
     request = PretrainRequest(
-        pool or Path(), out, model, init, imgsz, batch, epochs, lr, seed, resume=resume, method=method, part=part, teacher=teacher,
+        pool or Path(), out, model, init, imgsz, batch, epochs, lr, seed, resume=resume, method=method, part=part or most_of(method), teacher=teacher,
         upright=upright, chunk=chunk, workers=workers, precision=precision, shards=shards, anchor=anchor,
         interpolate=interpolate,
     )  # fmt: skip
@@ -136,7 +136,7 @@ def refresh(
     bundles: Annotated[Path, typer.Option(help="Where releases live; `current` is refreshed.")],
     pool: Annotated[Path, typer.Option(help="Frames that the devices collected.")],
     data: Annotated[Path, typer.Option(help="The kept labelled set, data.yaml.")],
-    backbone: Annotated[Path, typer.Option(help="The last self-supervised checkpoint.")],
+    backbone: Annotated[Path, typer.Option(help="The last self-supervised checkpoint; its method goes on.")],
     detector: Annotated[Path, typer.Option(help="Checkpoint of the released detector.")],
     out: Annotated[Path, typer.Option(help="Work folder; a killed refresh goes on there.")],
     model: Model = "yolo11n",

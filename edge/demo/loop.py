@@ -115,8 +115,11 @@ def _collect(scene: Scene, pool: Path) -> str:
 def _pretrain(request: DemoRequest, pool: Path) -> Path:
     start = time.monotonic()
     path = pretrain(
-        PretrainRequest(pool, request.out / "pretrain", MODEL, request.weights, epochs=_PRETRAIN_EPOCHS, seed=request.seed)
-    )
+        PretrainRequest(
+            pool, request.out / "pretrain", MODEL, request.weights, 128, 64, _PRETRAIN_EPOCHS, seed=request.seed, method="simclr",
+            part="backbone",
+        )
+    )  # fmt: skip
     losses = [
         json.loads(line)["loss"] for line in (request.out / "pretrain" / "log.jsonl").read_text(encoding="utf-8").splitlines()
     ]

@@ -11,7 +11,7 @@ from typing import Any
 
 from calibration.accuracy import Accuracy
 from calibration.labels import load_dataset
-from converters.checkpoint import load_checkpoint
+from converters.checkpoint import Checkpoint, load_checkpoint
 from converters.convert import convert_into, to_stderr
 from converters.request import ConvertRequest
 from edge.errors import RefreshError
@@ -21,10 +21,14 @@ from edge.pretrain import PretrainRequest, pretrain
 from edge.refresh.gate import Verdict, compare
 from edge.refresh.journal import Journal
 from edge.run_folder import LAST
+from edge.yolo import Part
 from runtime.bundle import CURRENT, Bundle, publish
 from runtime.files import sha256_of_file
 from runtime.pool import Pool
 from runtime.preprocess import STRIDE
+
+_LEARNT = ("backbone", "neck", "localizer")
+_METHOD = "simclr"  # where the checkpoint does not tell
 
 Gate = Callable[[Accuracy, Accuracy], Verdict]  # released, candidate
 
@@ -37,7 +41,7 @@ class RefreshRequest:
         bundles: where releases live; `current` in it is what the devices run.
         pool: frames that the devices collected.
         data: the kept labelled set, with held-out images under `val`.
-        backbone: the last self-supervised checkpoint.
+        backbone: the last self-supervised checkpoint; its method goes on.
         detector: checkpoint of the released detector; its neck and head are the start of the re-tuning.
         out: work folder of this refresh; killed, it is taken up there.
         pretrain_epochs, tune_epochs: budget of the two trainings.
@@ -121,10 +125,10 @@ def _resolved(request: RefreshRequest) -> RefreshRequest:
             f"{request.bundles} has no `current` release to refresh; make one with: edge-convert CKPT --release {request.bundles}"
         )
     released = Bundle.open(request.bundles / CURRENT)
-    for path, kind in ((request.backbone, "backbone"), (request.detector, "detector")):
+    for path, name, kinds in ((request.backbone, "backbone", _LEARNT), (request.detector, "detector", ("detector",))):
         found = load_checkpoint(path).kind
-        if found != kind:
-            raise RefreshError(f"{path} is a {found}, but --{kind} needs a {kind}; were the two swapped?")
+        if found not in kinds:
+            raise RefreshError(f"{path} is a {found}, but --{name} needs a {' or '.join(kinds)}; were the two swapped?")
     names = load_dataset(request.data).names
     if tuple(released.manifest.classes) != names:
         raise RefreshError(
@@ -156,13 +160,20 @@ def _begin(request: RefreshRequest) -> dict[str, Any]:
 
 def _pretrain(request: RefreshRequest, until_s: float) -> dict[str, Any]:
     out = request.out / "pretrain"
+    method, part = _goes_on(load_checkpoint(request.backbone))
     path = pretrain(
         PretrainRequest(
-            request.pool, out, request.model, request.backbone, request.ssl_imgsz, request.ssl_batch,
-            request.pretrain_epochs, seed=request.seed, until_s=until_s, resume=(out / LAST).is_file(),
+            request.pool, out, request.model, request.backbone, request.ssl_imgsz, request.ssl_batch, request.pretrain_epochs,
+            seed=request.seed, until_s=until_s, resume=(out / LAST).is_file(), method=method, part=part,
         )
     )  # fmt: skip
     return {"backbone": str(path)}
+
+
+def _goes_on(last: Checkpoint) -> tuple[str, Part]:
+    """The method of the last pretraining, and what it renews under the released head: the backbone, and the neck if it did."""
+    method = last.lineage.get("ssl", _METHOD)
+    return _METHOD if method == "distill" else method, "backbone" if last.kind == "backbone" else "neck"  # no teacher here
 
 
 def _tune(request: RefreshRequest, backbone: Path, until_s: float) -> dict[str, Any]:

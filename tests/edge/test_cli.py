@@ -141,7 +141,7 @@ def test_readme__the_way_with_own_labels(edge: Edge, tmp_path: Path) -> None:
     scene = SimulatedScene.make(tmp_path / "drawn", labels=12, seed=0, imgsz=64)
     (tmp_path / "drawn" / "train" / "data.yaml").write_text(yaml.safe_dump({"names": list(scene.names)}))
     small = ("--imgsz", 64, "--batch", 4, "--epochs", 1)
-    train = ("finetune", "--data", "data/data.yaml", "--out", "tuned", "--init", "ssl/backbone.pt", *small)
+    train = ("finetune", "--data", "data/data.yaml", "--out", "tuned", "--init", "ssl/localizer.pt", *small)
     commands = (
         ("split", "drawn/train", "--out", "data", "--group", r"^(\d+)", "--labels", 8),
         ("pool", "add", "pool", "drawn/train/images"),
@@ -152,11 +152,11 @@ def test_readme__the_way_with_own_labels(edge: Edge, tmp_path: Path) -> None:
     for command in commands:
         done = edge(*command)
         assert done.returncode == 0, done.stderr
-    assert "240 of 240 tensors" in edge(*train[:4], "again", *train[5:]).stderr
+    assert "421 of 421 tensors" in edge(*train[:4], "again", *train[5:]).stderr
     converted = edge("tuned/detector.pt", "--pool", "pool", "--release", "bundles", "--frames", 4, module="converters.cli")
     assert converted.returncode == 0, converted.stderr
     assert Bundle.open(tmp_path / "bundles" / "current").manifest.accuracy["images"] > 0
-    flags = ("--bundles", "bundles", "--pool", "pool", "--data", "data/data.yaml", "--backbone", "ssl/backbone.pt")
+    flags = ("--bundles", "bundles", "--pool", "pool", "--data", "data/data.yaml", "--backbone", "ssl/localizer.pt")
     budget = ("--pretrain-epochs", 1, "--tune-epochs", 1, "--batch", 4)
     done = edge("refresh", *flags, "--detector", "tuned/detector.pt", "--out", "refresh", *budget)
     assert done.returncode == 0, done.stderr

@@ -17,7 +17,20 @@ from tests.conftest import ROOT
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["simclr", "vicreg"])
 def test_pretrain__two_processes_have_the_loss_of_one(pool_dir: Path, tmp_path: Path, method: str) -> None:
-    options = ["--pool", str(pool_dir), "--imgsz", "64", "--batch", "8", "--epochs", "3", "--method", method]
+    options = [
+        "--pool",
+        str(pool_dir),
+        "--imgsz",
+        "64",
+        "--batch",
+        "8",
+        "--epochs",
+        "3",
+        "--method",
+        method,
+        "--part",
+        "backbone",
+    ]
     losses = {}
     for processes in (1, 2):
         out = tmp_path / str(processes)

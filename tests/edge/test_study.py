@@ -18,6 +18,7 @@ from edge.training import Run
 from runtime.errors import EdgeloopError
 from runtime.images import read_image
 from runtime.pool import Pool
+from tests.conftest import ROOT
 
 RECORDS: list[dict[str, Any]] = [
     {"set": "steel", "fraction": 0.1, "arm": arm, "seed": seed, "map50_95": value, "f1": 2 * value}
@@ -225,3 +226,11 @@ def test_load_plan__mistakes_are_told(folder: Path, tmp_path: Path, changes: dic
     path.write_text(json.dumps(plan_of(folder, **changes)))
     with pytest.raises(TrainingError, match=told):
         load_plan(path)
+
+
+def test_plan__of_the_documentation() -> None:
+    example = (ROOT / "docs" / "study.md").read_text(encoding="utf-8").split("```yaml")[1].split("```")[0]
+    plan = StudyPlan.model_validate(yaml.safe_load(example))
+    ours, other = (plan.pretrain_of(plan.arms[name]) for name in ("coco+ssl", "coco+simclr"))
+    assert (ours.method, ours.part) == ("cutpaste", "localizer")
+    assert (other.method, other.part) == ("simclr", "neck"), "it does not train a head"

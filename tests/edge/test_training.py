@@ -36,7 +36,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pretrain_request(pool: Path, out: Path, **changes: object) -> PretrainRequest:
-    return PretrainRequest(pool, out, **{"imgsz": 64, "batch": 8, "epochs": 2, **changes})  # type: ignore[arg-type]
+    small = {"method": "simclr", "part": "backbone", "imgsz": 64, "batch": 8, "epochs": 2}
+    return PretrainRequest(pool, out, **{**small, **changes})  # type: ignore[arg-type]
 
 
 def finetune_request(data: Path, out: Path, **changes: object) -> FinetuneRequest:
@@ -83,7 +84,7 @@ def kill_after_first_epoch(arguments: list[str], out: Path) -> None:
 def test_pretrain__killed_and_resumed_ends_where_the_whole_run_ends(pool_dir: Path, tmp_path: Path) -> None:
     whole = pretrain(pretrain_request(pool_dir, tmp_path / "whole", epochs=4))
     out = tmp_path / "killed"
-    options = ["--imgsz", "64", "--batch", "8", "--epochs", "4"]
+    options = ["--imgsz", "64", "--batch", "8", "--epochs", "4", "--method", "simclr", "--part", "backbone"]
     kill_after_first_epoch(["pretrain", "--pool", str(pool_dir), "--out", str(out), *options], out)
     done = int(load_checkpoint(out / "last.pt").training["epoch"])  # type: ignore[index]
     assert 1 <= done < 4
