@@ -26,6 +26,15 @@ class Embeds(Protocol):
         ...
 
 
+def in_chunks(views: tuple[torch.Tensor, ...], chunk: int) -> list[tuple[torch.Tensor, ...]]:
+    """Views (b, …) in parts of `chunk` rows; a last one of a single row, which batch norm cannot take, joins the one before."""
+    count = len(views[0])
+    sizes = [chunk] * (count // chunk) + ([count % chunk] if count % chunk else [])
+    if sizes[-1] == 1 and len(sizes) > 1:
+        sizes[-2:] = [sizes[-2] + 1]
+    return list(zip(*(torch.split(view, sizes) for view in views), strict=True))
+
+
 def cached_backward(
     method: Embeds, modules: torch.nn.Module, views: tuple[torch.Tensor, ...], chunk: int, backward: Callable[..., None]
 ) -> torch.Tensor:
@@ -38,13 +47,14 @@ def cached_backward(
         chunk: images that are run at once.
         backward: `fabric.backward`, or `torch.autograd.backward`.
     """
-    parts = list(zip(*(torch.split(view, chunk) for view in views), strict=True))
+    parts = in_chunks(views, chunk)
     with torch.no_grad(), statistics_kept(modules):
         embedded = [method.embed(*part) for part in parts]
     whole = [torch.cat(side).requires_grad_() for side in zip(*embedded, strict=True)]
     loss = method.criterion(*whole)
     loss.backward()  # type: ignore[no-untyped-call]
-    gradients = [torch.split(side.grad, chunk) for side in whole if side.grad is not None]
+    sizes = [len(part[0]) for part in parts]
+    gradients = [torch.split(side.grad, sizes) for side in whole if side.grad is not None]
     for index, part in enumerate(parts):
         again = method.embed(*part)
         proxy = sum((found * side[index]).sum() for found, side in zip(again, gradients, strict=True))

@@ -15,7 +15,7 @@ from edge.processes import Precision, is_first, launched_fabric, several, world_
 from edge.run_folder import LAST, run_folder
 from edge.snapshot import Snapshot
 from edge.training import Budget, Run, adamw, memory_told, refuse_other_settings, seed_everything, with_training
-from edge.yolo import Part, build_detector, inject, part_keys
+from edge.yolo import Part, build_detector, inject, part_keys, weight_average
 from runtime.files import sha256_of_file
 from runtime.preprocess import STRIDE
 from runtime.progress import Progress
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from edge.shard_loader import ShardLoader
     from edge.shards import ShardSet
     from edge.view_loader import ViewLoader
+    from edge.yolo import WeightAverage
 
 RESULT: dict[Part, str] = {"backbone": "backbone.pt", "neck": "neck.pt", "localizer": "localizer.pt"}
 _WEIGHT_DECAY = 1e-4
@@ -34,7 +35,6 @@ _FEWEST = 2  # frames: every contrastive batch needs another image to repel
 _SAVE_EVERY_S = 120.0
 _ANCHORED = ("dense", "hybrid")  # methods that can stay near their start
 _WITH_HEAD = ("cutpaste",)  # methods that train the head's box branch as well
-_IN_CHUNKS = ("simclr", "vicreg", "mae", "rotation", "jigsaw", "distill")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,9 @@ class PretrainRequest:
         anchor: weight of staying near `init` (dense and hybrid); 0 for none.
         interpolate: share of what was learnt in the weights that are written, the rest is `init`'s (WiSE-FT, Wortsman et al.
             2022, arXiv 2109.01903); 1 for all of it.
-        chunk: images that fit the memory at once; 0 for the whole batch. Contrastive gradients stay those of the batch.
+        chunk: images that fit the memory at once; 0 for the whole batch. The gradients of simclr and vicreg stay those of the
+            batch, those of moco, dense, hybrid and cutpaste are accumulated.
+        average: whether the moving average of the weights is written (about a tenth of the run), and not the last ones.
         workers: processes that make views, for each process that trains.
         precision: of the arithmetic, as Lightning Fabric names it.
         shards: where shards lie (`edge pool export`), instead of the pool's own frames.
@@ -83,6 +85,7 @@ class PretrainRequest:
     teacher: Path | None = None
     upright: bool = False
     chunk: int = 0
+    average: bool = False
     workers: int = 0
     precision: Precision = "32-true"
     shards: str = ""
@@ -93,11 +96,12 @@ class PretrainRequest:
 
 @dataclass(frozen=True, slots=True)
 class _Trained:
-    """A method, what runs it (in all processes), and the fabric of both."""
+    """A method, what runs it (in all processes), the fabric of both, and the average that follows its detector."""
 
     method: Any
     wrapped: Any
     fabric: Fabric
+    average: WeightAverage | None
 
 
 def pretrain(request: PretrainRequest) -> Path:
@@ -133,7 +137,7 @@ def _pretrained(request: PretrainRequest) -> Path:
     lineage = _lineage(request, frames)
 
     def checkpoint() -> Checkpoint:
-        state = detector.state_dict()
+        state = (trained.average.ema if trained.average else detector).state_dict()
         keys = part_keys(request.model, state, request.part)
         kept = {key: between(began[key], state[key], request.interpolate) for key in keys}
         return Checkpoint(request.model, (), kept, request.imgsz, request.part, lineage)
@@ -188,10 +192,8 @@ def check(request: PretrainRequest) -> None:
     if request.interpolate < 1 and request.init is None:
         raise TrainingError("--interpolate lies between --init and what is learnt; give --init, or leave it out")
     check_part(request.method, request.part)
-    if request.chunk and request.method not in _IN_CHUNKS:
-        raise TrainingError(
-            f"--chunk is for {', '.join(_IN_CHUNKS)}: the loss of {request.method} needs its whole batch at once"
-        )
+    if request.chunk == 1:
+        raise TrainingError("--chunk 1 leaves batch norm a single image; give 2 or more, or leave it out")
     if request.chunk and several():
         raise TrainingError("--chunk is for one process; under torchrun the processes share the batch already")
 
@@ -232,9 +234,13 @@ def _prepared(
     views = method.views
     loader = ViewLoader(frames, views, spec) if isinstance(frames, Snapshot) else ShardLoader(frames, views, spec)
     wrapped, optimizer = fabric.setup(method, adamw([(method, request.lr)], _WEIGHT_DECAY))
-    run = Run(request.out, {"method": method}, optimizer, Budget(request.epochs, request.lr), request.seed)
+    average = weight_average(detector, steps) if request.average else None
+    modules = {"method": method} | ({"average": average.ema} if average else {})
+    run = Run(request.out, modules, optimizer, Budget(request.epochs, request.lr), request.seed)
     run.start(_fingerprint(request, frames), resume=request.resume)
-    return _Trained(method, wrapped, fabric), loader, run
+    if average:
+        average.updates = run.epoch * loader.steps + run.step_in_epoch
+    return _Trained(method, wrapped, fabric, average), loader, run
 
 
 def _frames(request: PretrainRequest, fabric: Fabric) -> Snapshot | ShardSet:
@@ -259,7 +265,12 @@ class _Epoch:
 
     def __init__(self, run: Run, trained: _Trained, loader: ViewLoader | ShardLoader, request: PretrainRequest) -> None:
         self._run, self._loader, self._request = run, loader, request
-        self._method, self._wrapped, self._fabric = trained.method, trained.wrapped, trained.fabric
+        self._method, self._wrapped, self._fabric, self._average = (
+            trained.method,
+            trained.wrapped,
+            trained.fabric,
+            trained.average,
+        )
 
     def train(self, checkpoint: Any, progress: Progress) -> dict[str, float]:
         """A step for each batch; mean loss, time and spread of the features."""
@@ -278,6 +289,8 @@ class _Epoch:
             seed_everything(self._request.seed, step)
             losses.append(self._step(views))
             self._method.after_step(step)
+            if self._average:
+                self._average.update(self._method.trunk.detector)
             run.step_in_epoch += 1
             images += len(views[0]) * self._fabric.world_size
             progress.advance(f"loss {np.mean(losses):.3f}")
@@ -294,7 +307,7 @@ class _Epoch:
         return figures | self._spread(views)
 
     def _step(self, views: tuple[torch.Tensor, ...]) -> float:
-        from edge.large_batch import cached_backward
+        from edge.large_batch import cached_backward, in_chunks
 
         chunk, run = self._request.chunk, self._run
         if not chunk or chunk >= len(views[0]):
@@ -308,10 +321,9 @@ class _Epoch:
         if hasattr(self._method, "embed"):
             with self._fabric.autocast():
                 loss = cached_backward(self._method, self._method, views, chunk, self._fabric.backward)
-        else:  # a loss of each image: chunks add up to the batch
-            parts = list(zip(*(torch.split(view, chunk) for view in views), strict=True))
+        else:  # accumulated gradients: the whole batch's where images have losses of their own, else the mean of the chunks'
             loss = views[0].new_zeros(())
-            for part in parts:
+            for part in in_chunks(views, chunk):
                 share = self._wrapped(*part) * (len(part[0]) / len(views[0]))
                 run.refuse(share)
                 self._fabric.backward(share)
@@ -345,7 +357,7 @@ def _settings(request: PretrainRequest) -> dict[str, Any]:
     return {
         "model": request.model, "init": _digest(request.init), "imgsz": request.imgsz,
         "batch": request.batch, "method": request.method, "part": request.part, "teacher": _digest(request.teacher),
-        "upright": request.upright, "chunk": request.chunk,
+        "upright": request.upright, "chunk": request.chunk, "average": request.average,
         # Which frames share a batch of shards depends on who reads them.
         "readers": f"{request.workers} × {world_size()}" if request.shards else "",
         "precision": request.precision, "anchor": request.anchor,

@@ -45,6 +45,9 @@ def pretrain(
     imgsz: Imgsz = 320,
     batch: Batch = 16,
     chunk: Annotated[int, typer.Option(min=0, help="Images that fit the memory at once; 0 for the whole batch.")] = 0,
+    average: Annotated[
+        bool, typer.Option("--average", help="Write the moving average of the weights, over about a tenth of the run.")
+    ] = False,
     epochs: Epochs = 10,
     lr: Lr = 1e-3,
     upright: Upright = False,
@@ -69,7 +72,7 @@ def pretrain(
     request = PretrainRequest(
         pool or Path(), out, model, init, imgsz, batch, epochs, lr, seed, resume=resume, method=method, part=part or most_of(method), teacher=teacher,
         upright=upright, chunk=chunk, workers=workers, precision=precision, shards=shards, anchor=anchor,
-        interpolate=interpolate,
+        interpolate=interpolate, average=average,
     )  # fmt: skip
     typer.echo(str(start(request)))
 

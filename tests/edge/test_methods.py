@@ -13,7 +13,7 @@ import torch
 
 from converters.checkpoint import Checkpoint, save_checkpoint
 from edge.errors import TrainingError
-from edge.large_batch import cached_backward
+from edge.large_batch import cached_backward, in_chunks
 from edge.methods import METHODS, Settings, build_method
 from edge.methods.cutpaste import pasted
 from edge.methods.dense import centres, drift, same_places
@@ -245,6 +245,16 @@ def test_large_batch__gradients_are_those_of_the_whole_batch() -> None:
     torch.testing.assert_close(loss, whole.detach())
     for parameter, gradient in zip(method.parameters(), expected, strict=True):
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("count", "chunk", "sizes"), [(8, 4, [4, 4]), (9, 4, [4, 5]), (10, 4, [4, 4, 2]), (3, 4, [3]), (1, 4, [1]), (5, 2, [2, 3])]
+)
+def test_in_chunks__none_of_a_single_image(count: int, chunk: int, sizes: list[int]) -> None:
+    views = (torch.arange(count), torch.arange(count) + 100)
+    parts = in_chunks(views, chunk)
+    assert [len(part[0]) for part in parts] == sizes
+    assert torch.equal(torch.cat([part[1] for part in parts]), views[1])
 
 
 def test_large_batch__batch_norm_counts_a_chunk_once() -> None:

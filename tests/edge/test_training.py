@@ -353,6 +353,28 @@ def test_pretrain__in_chunks_is_still_simclr_of_the_whole_batch(pool_dir: Path, 
     assert losses[1] == pytest.approx(losses[0], rel=0.15), "batches of four would lie near ln 7 and not ln 15"
 
 
+@pytest.mark.parametrize("method", ["moco", "dense"])
+def test_pretrain__in_chunks_by_accumulated_gradients(pool_dir: Path, tmp_path: Path, method: str) -> None:
+    how = {"epochs": 1, "method": method, "part": "neck", "batch": 9}
+    whole = pretrain(pretrain_request(pool_dir, tmp_path / "whole", **how))
+    chunks = pretrain(pretrain_request(pool_dir, tmp_path / "chunks", **how, chunk=4))
+    assert not same_weights(whole, chunks)
+    losses = [json.loads((tmp_path / name / "log.jsonl").read_text().splitlines()[0])["loss"] for name in ("whole", "chunks")]
+    assert losses[1] == pytest.approx(losses[0], rel=0.5)
+    with pytest.raises(TrainingError, match="--chunk 1 leaves batch norm a single image"):
+        pretrain(pretrain_request(pool_dir, tmp_path / "one", **how, chunk=1))
+
+
+def test_pretrain__the_average_follows_the_weights(pool_dir: Path, tmp_path: Path) -> None:
+    how = {"epochs": 6, "seed": 3}
+    last = load_checkpoint(pretrain(pretrain_request(pool_dir, tmp_path / "last", **how))).state["model.0.conv.weight"]
+    average = load_checkpoint(pretrain(pretrain_request(pool_dir, tmp_path / "average", **how, average=True))).state
+    began = build_detector("yolo11n", ["object"], 3).state_dict()["model.0.conv.weight"]
+    way = (last - began).norm()
+    assert 0 < (average["model.0.conv.weight"] - last).norm() < way
+    assert (average["model.0.conv.weight"] - began).norm() < way
+
+
 def test_pretrain__out_of_memory_names_the_batch_and_what_helps(
     pool_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -376,11 +398,19 @@ class Killed(Exception):  # noqa: N818  no error: the test's own end of a proces
     """Stands for kill -9: nothing after it is run."""
 
 
-@pytest.mark.parametrize(("method", "stops"), [("hybrid", [1, 4]), ("moco", [2, 5, 6])])
+@pytest.mark.parametrize(
+    ("stops", "how"),
+    [
+        ([1, 4], {"method": "hybrid"}),
+        ([2, 5, 6], {"method": "moco"}),
+        ([1, 3], {"method": "cutpaste", "average": True, "chunk": 4}),
+    ],
+)
 def test_pretrain__ended_at_any_step_and_resumed_ends_where_the_whole_run_ends(
-    pool_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, stops: list[int]
+    pool_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stops: list[int], how: dict[str, Any]
 ) -> None:
-    whole = pretrain(pretrain_request(pool_dir, tmp_path / "whole", epochs=3, method=method, part="neck"))
+    how = {"epochs": 3, "part": "neck", **how}
+    whole = pretrain(pretrain_request(pool_dir, tmp_path / "whole", **how))
     apply, steps = Run.apply, 0
 
     def counted(run: Run) -> None:
@@ -392,7 +422,7 @@ def test_pretrain__ended_at_any_step_and_resumed_ends_where_the_whole_run_ends(
         steps += 1
 
     monkeypatch.setattr(Run, "apply", counted)
-    request = pretrain_request(pool_dir, tmp_path / "run", epochs=3, method=method, part="neck", save_every_s=0.0)
+    request = pretrain_request(pool_dir, tmp_path / "run", **how, save_every_s=0.0)
     with pytest.raises(Killed):
         pretrain(request)
     while stops:
