@@ -27,12 +27,25 @@ class Embeds(Protocol):
 
 
 def in_chunks(views: tuple[torch.Tensor, ...], chunk: int) -> list[tuple[torch.Tensor, ...]]:
-    """Views (b, …) in parts of `chunk` rows; a last one of a single row, which batch norm cannot take, joins the one before."""
+    """Views (b, …) in nearly equal parts of at most `chunk` rows, and of two at least, since batch norm cannot take one."""
     count = len(views[0])
-    sizes = [chunk] * (count // chunk) + ([count % chunk] if count % chunk else [])
-    if sizes[-1] == 1 and len(sizes) > 1:
-        sizes[-2:] = [sizes[-2] + 1]
-    return list(zip(*(torch.split(view, sizes) for view in views), strict=True))
+    parts = max(1, min(-(-count // chunk), count // 2))
+    return list(zip(*(torch.tensor_split(view, parts) for view in views), strict=True))
+
+
+def accumulated_backward(
+    method: Callable[..., torch.Tensor], views: tuple[torch.Tensor, ...], chunk: int, backward: Callable[..., None]
+) -> torch.Tensor:
+    """Leaves the gradients of the chunks' mean loss in the parameters; returns that loss, detached.
+
+    It is the whole batch's where each image has a loss of its own. Images of different chunks are not compared.
+    """
+    loss = views[0].new_zeros(())
+    for part in in_chunks(views, chunk):
+        share = method(*part) * (len(part[0]) / len(views[0]))
+        backward(share)
+        loss = loss + share.detach()
+    return loss
 
 
 def cached_backward(

@@ -125,7 +125,7 @@ def _pretrained(request: PretrainRequest) -> Path:
         if training is not None:
             refuse_other_settings(request.out, training["fingerprint"], _settings(request) | budget)
         if path.is_file():
-            Snapshot.remove(request.out)
+            _forget_frames(request)
             sys.stderr.write(f"the run in {request.out} is finished; to train longer, start another with --init {path}\n")
             return path
     fabric = launched_fabric(request.precision)
@@ -142,7 +142,7 @@ def _pretrained(request: PretrainRequest) -> Path:
         kept = {key: between(began[key], state[key], request.interpolate) for key in keys}
         return Checkpoint(request.model, (), kept, request.imgsz, request.part, lineage)
 
-    remedies = "lower it, give --chunk (the same loss in less memory), or lower --imgsz"
+    remedies = "lower it, give --chunk (less memory), or lower --imgsz"
     left = (request.epochs - run.epoch) * loader.steps - run.step_in_epoch
     with memory_told(request.batch, remedies), Progress("pretrain", left) as progress:
         for _ in run.epochs(loader.steps):
@@ -153,12 +153,17 @@ def _pretrained(request: PretrainRequest) -> Path:
     fabric.barrier()
     if is_first():
         save_checkpoint(path, with_training(checkpoint(), None))
-        Snapshot.remove(request.out)
+        _forget_frames(request)
     return path
 
 
+def _forget_frames(request: PretrainRequest) -> None:
+    if not request.shards:  # a folder of that name would be somebody else's
+        Snapshot.remove(request.out)
+
+
 def between(began: torch.Tensor, learnt: torch.Tensor, share: float) -> torch.Tensor:
-    """A new tensor on the way from one to the other; counters are the learnt ones'."""
+    """A new tensor on the way from one to the other; counters are the second's."""
     import torch
 
     if share == 1 or not learnt.is_floating_point():
@@ -234,7 +239,7 @@ def _prepared(
     views = method.views
     loader = ViewLoader(frames, views, spec) if isinstance(frames, Snapshot) else ShardLoader(frames, views, spec)
     wrapped, optimizer = fabric.setup(method, adamw([(method, request.lr)], _WEIGHT_DECAY))
-    average = weight_average(detector, steps) if request.average else None
+    average = weight_average(detector, request.epochs * loader.steps) if request.average else None
     modules = {"method": method} | ({"average": average.ema} if average else {})
     run = Run(request.out, modules, optimizer, Budget(request.epochs, request.lr), request.seed)
     run.start(_fingerprint(request, frames), resume=request.resume)
@@ -307,7 +312,7 @@ class _Epoch:
         return figures | self._spread(views)
 
     def _step(self, views: tuple[torch.Tensor, ...]) -> float:
-        from edge.large_batch import cached_backward, in_chunks
+        from edge.large_batch import accumulated_backward, cached_backward
 
         chunk, run = self._request.chunk, self._run
         if not chunk or chunk >= len(views[0]):
@@ -321,13 +326,8 @@ class _Epoch:
         if hasattr(self._method, "embed"):
             with self._fabric.autocast():
                 loss = cached_backward(self._method, self._method, views, chunk, self._fabric.backward)
-        else:  # accumulated gradients: the whole batch's where images have losses of their own, else the mean of the chunks'
-            loss = views[0].new_zeros(())
-            for part in in_chunks(views, chunk):
-                share = self._wrapped(*part) * (len(part[0]) / len(views[0]))
-                run.refuse(share)
-                self._fabric.backward(share)
-                loss += share.detach()
+        else:
+            loss = accumulated_backward(self._wrapped, views, chunk, self._fabric.backward)
         run.refuse(loss)
         run.apply()
         return float(loss)
@@ -342,8 +342,9 @@ class _Epoch:
 
         if not views:
             return {}
+        parts = torch.split(views[0], self._request.chunk or len(views[0]))
         with torch.no_grad(), statistics_kept(self._method):  # a short run's running statistics are still those of no image
-            found = spread_of(pooled(self._method.trunk(views[0])))
+            found = spread_of(torch.cat([pooled(self._method.trunk(part)) for part in parts]))
         refuse_collapse(found, len(views[0]))
         return {"effective_rank": round(found.effective_rank, 2), "deviation": round(found.deviation, 4)}
 
@@ -373,6 +374,8 @@ def _lineage(request: PretrainRequest, frames: Snapshot | ShardSet) -> dict[str,
     return {
         "ssl": request.method, "ssl_part": request.part, "ssl_frames_sha256": frames.digest, "ssl_frames": str(len(frames)),
         "ssl_epochs": str(request.epochs), "ssl_seed": str(request.seed), "ssl_interpolate": str(request.interpolate),
+        "ssl_batch": str(request.batch), "ssl_lr": str(request.lr), "ssl_upright": str(request.upright),
+        "ssl_anchor": str(request.anchor), "ssl_average": str(request.average),
     }  # fmt: skip
 
 

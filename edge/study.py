@@ -74,6 +74,7 @@ class PretrainPlan(_Strict):
     teacher: str | None = None
     anchor: float = Field(default=0.0, ge=0)
     interpolate: float = Field(default=1.0, gt=0, le=1)
+    average: bool = False
     precision: Precision = "32-true"
 
     @model_validator(mode="before")
@@ -375,7 +376,7 @@ def _init(plan: StudyPlan, arm: Arm, cell: Cell, home: Path, pool: Path) -> tupl
             pool, run, plan.model, start[0] if start else None, chosen.imgsz, chosen.batch, chosen.epochs, chosen.lr, cell.seed,
             resume=(run / LAST).is_file(), method=chosen.method, part=chosen.part, upright=chosen.upright,
             teacher=Path(chosen.teacher) if chosen.teacher else None, precision=chosen.precision,
-            anchor=chosen.anchor if start else 0.0, interpolate=chosen.interpolate if start else 1.0,
+            anchor=chosen.anchor if start else 0.0, interpolate=chosen.interpolate if start else 1.0, average=chosen.average,
         )  # fmt: skip
         pretrain(request)
     (run / LAST).unlink(missing_ok=True)

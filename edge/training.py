@@ -219,7 +219,9 @@ def refuse_other_settings(out: Path, before: Mapping[str, Any], now: Mapping[str
     Raises:
         TrainingError: it does not.
     """
-    told = ", ".join(f"{key} {before.get(key)} → {value}" for key, value in now.items() if before.get(key) != value)
+    # A run that began before there was a setting has it off.
+    changed = {key: (before.get(key), value) for key, value in now.items() if (before.get(key) or None) != (value or None)}
+    told = ", ".join(f"{key} {old} → {new}" for key, (old, new) in changed.items())
     if told:
         raise TrainingError(
             f"{out} was started with other settings ({told}); resume with the same ones, or choose another --out"

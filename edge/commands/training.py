@@ -39,12 +39,20 @@ def pretrain(
     ] = "cutpaste",
     part: Annotated[
         Optional[Literal["backbone", "neck", "localizer"]],
-        typer.Option(help="What is kept: the backbone, the neck with it, or all but the head's classes; by itself the most."),
+        typer.Option(
+            help="What is kept: the backbone, the neck with it, or all but the head's classes. Left out: the most that --method trains."
+        ),
     ] = None,
     teacher: Annotated[Optional[Path], typer.Option(help="A larger detector's checkpoint, for distill.")] = None,
     imgsz: Imgsz = 320,
     batch: Batch = 16,
-    chunk: Annotated[int, typer.Option(min=0, help="Images that fit the memory at once; 0 for the whole batch.")] = 0,
+    chunk: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Images that fit the memory at once; 0: the whole batch. dense, hybrid and cutpaste then compare within a chunk only.",
+        ),
+    ] = 0,
     average: Annotated[
         bool, typer.Option("--average", help="Write the moving average of the weights, over about a tenth of the run.")
     ] = False,
@@ -139,7 +147,7 @@ def refresh(
     bundles: Annotated[Path, typer.Option(help="Where releases live; `current` is refreshed.")],
     pool: Annotated[Path, typer.Option(help="Frames that the devices collected.")],
     data: Annotated[Path, typer.Option(help="The kept labelled set, data.yaml.")],
-    backbone: Annotated[Path, typer.Option(help="The last self-supervised checkpoint; its method goes on.")],
+    backbone: Annotated[Path, typer.Option(help="The last self-supervised checkpoint, trained further as it was trained.")],
     detector: Annotated[Path, typer.Option(help="Checkpoint of the released detector.")],
     out: Annotated[Path, typer.Option(help="Work folder; a killed refresh goes on there.")],
     model: Model = "yolo11n",

@@ -30,6 +30,7 @@ from runtime.pool import Pool, Seen
 from runtime.progress import Progress
 
 MODEL = "yolo11n"
+_PRETRAIN_IMGSZ, _PRETRAIN_BATCH = 128, 64  # of a minute on two cores, and a whole-image method for it
 _PRETRAIN_EPOCHS, _TUNE_IMAGES, _REFRESH_PRETRAIN_EPOCHS, _REFRESH_TUNE_SHARE = 6, 2240, 2, 0.8
 _BATCH, _LR = 8, 2e-3
 _LIVE_FRAMES = 200  # before the refresh begins: 20 s, of which the last 5 s are fully drifted
@@ -116,8 +117,8 @@ def _pretrain(request: DemoRequest, pool: Path) -> Path:
     start = time.monotonic()
     path = pretrain(
         PretrainRequest(
-            pool, request.out / "pretrain", MODEL, request.weights, 128, 64, _PRETRAIN_EPOCHS, seed=request.seed, method="simclr",
-            part="backbone",
+            pool, request.out / "pretrain", MODEL, request.weights, _PRETRAIN_IMGSZ, _PRETRAIN_BATCH, _PRETRAIN_EPOCHS,
+            seed=request.seed, method="simclr", part="backbone",
         )
     )  # fmt: skip
     losses = [

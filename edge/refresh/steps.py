@@ -3,32 +3,32 @@
 from __future__ import annotations
 
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from calibration.accuracy import Accuracy
 from calibration.labels import load_dataset
-from converters.checkpoint import Checkpoint, load_checkpoint
+from converters.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from converters.convert import convert_into, to_stderr
 from converters.request import ConvertRequest
 from edge.errors import RefreshError
 from edge.evaluation import model_accuracy
 from edge.finetune import FinetuneRequest, data_digest, finetune
-from edge.pretrain import PretrainRequest, pretrain
+from edge.pretrain import RESULT, PretrainRequest, pretrain
 from edge.refresh.gate import Verdict, compare
 from edge.refresh.journal import Journal
 from edge.run_folder import LAST
-from edge.yolo import Part
+from edge.yolo import PARTS, Part, part_keys
 from runtime.bundle import CURRENT, Bundle, publish
 from runtime.files import sha256_of_file
 from runtime.pool import Pool
 from runtime.preprocess import STRIDE
 
-_LEARNT = ("backbone", "neck", "localizer")
-_METHOD = "simclr"  # where the checkpoint does not tell
+_METHOD, _BATCH, _LR = "simclr", 64, 1e-3  # where the checkpoint does not tell
 
 Gate = Callable[[Accuracy, Accuracy], Verdict]  # released, candidate
 
@@ -41,12 +41,11 @@ class RefreshRequest:
         bundles: where releases live; `current` in it is what the devices run.
         pool: frames that the devices collected.
         data: the kept labelled set, with held-out images under `val`.
-        backbone: the last self-supervised checkpoint; its method goes on.
+        backbone: the last self-supervised checkpoint, also with neck or localizer; it is trained further as it was trained.
         detector: checkpoint of the released detector; its neck and head are the start of the re-tuning.
         out: work folder of this refresh; killed, it is taken up there.
         pretrain_epochs, tune_epochs: budget of the two trainings.
         imgsz: side of the detector's input in pixels; 0 takes the released bundle's.
-        ssl_imgsz: side of the views in pixels.
         batch, lr, seed: of the re-tuning.
         until_s: learn from frames captured up to this Unix time; None means up to the refresh's first start.
     """
@@ -61,8 +60,6 @@ class RefreshRequest:
     pretrain_epochs: int = 5
     tune_epochs: int = 20
     imgsz: int = 0
-    ssl_imgsz: int = 128
-    ssl_batch: int = 64
     batch: int = 16
     lr: float = 1e-3
     seed: int = 0
@@ -108,7 +105,7 @@ def refresh(request: RefreshRequest, gate: Gate = compare) -> Refreshed:
         journal.step("publish", inputs, lambda: _publish(request, bundle, released))
     else:
         shutil.rmtree(bundle, ignore_errors=True)  # nobody will run it; the journal keeps its figures
-    return Refreshed(verdict, bundle, Path(ssl["backbone"]), Path(tuned["detector"]))
+    return Refreshed(verdict, bundle, Path(ssl["learnt"]), Path(tuned["detector"]))
 
 
 def _resolved(request: RefreshRequest) -> RefreshRequest:
@@ -125,7 +122,7 @@ def _resolved(request: RefreshRequest) -> RefreshRequest:
             f"{request.bundles} has no `current` release to refresh; make one with: edge-convert CKPT --release {request.bundles}"
         )
     released = Bundle.open(request.bundles / CURRENT)
-    for path, name, kinds in ((request.backbone, "backbone", _LEARNT), (request.detector, "detector", ("detector",))):
+    for path, name, kinds in ((request.backbone, "backbone", tuple(PARTS)), (request.detector, "detector", ("detector",))):
         found = load_checkpoint(path).kind
         if found not in kinds:
             raise RefreshError(f"{path} is a {found}, but --{name} needs a {' or '.join(kinds)}; were the two swapped?")
@@ -160,20 +157,31 @@ def _begin(request: RefreshRequest) -> dict[str, Any]:
 
 def _pretrain(request: RefreshRequest, until_s: float) -> dict[str, Any]:
     out = request.out / "pretrain"
-    method, part = _goes_on(load_checkpoint(request.backbone))
-    path = pretrain(
-        PretrainRequest(
-            request.pool, out, request.model, request.backbone, request.ssl_imgsz, request.ssl_batch, request.pretrain_epochs,
-            seed=request.seed, until_s=until_s, resume=(out / LAST).is_file(), method=method, part=part,
-        )
+    learnt = pretrain(_further(request, load_checkpoint(request.backbone), out, until_s))
+    backbone = request.out / RESULT["backbone"]
+    save_checkpoint(backbone, _backbone_of(load_checkpoint(learnt)))
+    return {"learnt": str(learnt), "backbone": str(backbone)}
+
+
+def _further(request: RefreshRequest, last: Checkpoint, out: Path, until_s: float) -> PretrainRequest:
+    """The last pretraining's recipe, from where it ended; what an older checkpoint does not tell is as it was then."""
+    told = last.lineage
+    method = told.get("ssl", _METHOD)
+    if method == "distill":
+        sys.stderr.write(f"a refresh has no teacher, so {_METHOD} goes on where distill ended\n")
+        method = _METHOD
+    return PretrainRequest(
+        request.pool, out, request.model, request.backbone, last.imgsz, int(told.get("ssl_batch", _BATCH)),
+        request.pretrain_epochs, float(told.get("ssl_lr", _LR)), request.seed, until_s, resume=(out / LAST).is_file(), method=method,
+        part=cast("Part", last.kind), upright=told.get("ssl_upright") == "True", average=told.get("ssl_average") == "True",
+        anchor=float(told.get("ssl_anchor", 0)) if method != _METHOD else 0.0, interpolate=float(told.get("ssl_interpolate", 1)),
     )  # fmt: skip
-    return {"backbone": str(path)}
 
 
-def _goes_on(last: Checkpoint) -> tuple[str, Part]:
-    """The method of the last pretraining, and what it renews under the released head: the backbone, and the neck if it did."""
-    method = last.lineage.get("ssl", _METHOD)
-    return _METHOD if method == "distill" else method, "backbone" if last.kind == "backbone" else "neck"  # no teacher here
+def _backbone_of(learnt: Checkpoint) -> Checkpoint:
+    """What goes into the released detector: its neck and head know the labels, and are tuned further."""
+    state = {key: learnt.state[key] for key in part_keys(learnt.model, learnt.state, "backbone")}
+    return replace(learnt, kind="backbone", state=state)
 
 
 def _tune(request: RefreshRequest, backbone: Path, until_s: float) -> dict[str, Any]:

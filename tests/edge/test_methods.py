@@ -13,7 +13,7 @@ import torch
 
 from converters.checkpoint import Checkpoint, save_checkpoint
 from edge.errors import TrainingError
-from edge.large_batch import cached_backward, in_chunks
+from edge.large_batch import accumulated_backward, cached_backward, in_chunks
 from edge.methods import METHODS, Settings, build_method
 from edge.methods.cutpaste import pasted
 from edge.methods.dense import centres, drift, same_places
@@ -248,13 +248,29 @@ def test_large_batch__gradients_are_those_of_the_whole_batch() -> None:
 
 
 @pytest.mark.parametrize(
-    ("count", "chunk", "sizes"), [(8, 4, [4, 4]), (9, 4, [4, 5]), (10, 4, [4, 4, 2]), (3, 4, [3]), (1, 4, [1]), (5, 2, [2, 3])]
+    ("count", "chunk", "sizes"),
+    [(8, 4, [4, 4]), (9, 4, [3, 3, 3]), (9, 8, [5, 4]), (3, 4, [3]), (3, 2, [3]), (1, 4, [1]), (5, 2, [3, 2])],
 )
 def test_in_chunks__none_of_a_single_image(count: int, chunk: int, sizes: list[int]) -> None:
     views = (torch.arange(count), torch.arange(count) + 100)
     parts = in_chunks(views, chunk)
     assert [len(part[0]) for part in parts] == sizes
     assert torch.equal(torch.cat([part[1] for part in parts]), views[1])
+
+
+def test_large_batch__accumulated_gradients_are_those_of_the_mean_loss() -> None:
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(5, 1).double()
+    views = (torch.randn(7, 5, dtype=torch.double), torch.randn(7, 1, dtype=torch.double))
+
+    def loss_of(view: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.mse_loss(layer(view), wanted)
+
+    whole = loss_of(*views)
+    (expected,) = torch.autograd.grad(whole, [layer.weight])
+    loss = accumulated_backward(loss_of, views, 3, torch.autograd.backward)
+    torch.testing.assert_close(loss, whole.detach())
+    torch.testing.assert_close(layer.weight.grad, expected)
 
 
 def test_large_batch__batch_norm_counts_a_chunk_once() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from calibration.accuracy import Accuracy
+from converters.checkpoint import Checkpoint, load_checkpoint
 from converters.convert import release
 from converters.request import ConvertRequest
 from edge.demo.scene import SimulatedScene
@@ -16,7 +17,7 @@ from edge.finetune import FinetuneRequest, finetune
 from edge.pretrain import PretrainRequest, pretrain
 from edge.refresh.gate import Verdict, compare
 from edge.refresh.journal import Journal
-from edge.refresh.steps import RefreshRequest, refresh
+from edge.refresh.steps import RefreshRequest, _backbone_of, _further, refresh
 from runtime.bundle import Bundle
 
 
@@ -73,7 +74,7 @@ def released(tmp_path_factory: pytest.TempPathFactory) -> RefreshRequest:
     release(ConvertRequest(detector, root / "pool", 64, frames=4), root / "bundles", lambda _: None)
     return RefreshRequest(
         root / "bundles", root / "pool", data, backbone, detector, root / "refresh",
-        pretrain_epochs=1, tune_epochs=1, imgsz=64, ssl_imgsz=64, ssl_batch=8, batch=4,
+        pretrain_epochs=1, tune_epochs=1, imgsz=64, batch=4,
     )  # fmt: skip
 
 
@@ -94,6 +95,43 @@ def test_refresh__publishes_what_is_not_worse_and_is_not_repeated(request_: Refr
     written = (request_.out / "tune" / "detector.pt").stat().st_mtime_ns
     assert refresh(request_, accept) == done  # a second start finds everything done
     assert (request_.out / "tune" / "detector.pt").stat().st_mtime_ns == written
+
+
+RECIPE = {
+    "ssl": "cutpaste", "ssl_batch": "16", "ssl_lr": "0.0003", "ssl_upright": "True", "ssl_anchor": "0.0",
+    "ssl_average": "False", "ssl_interpolate": "0.5",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "lineage", "expected"),
+    [
+        ("backbone", {}, ("simclr", "backbone", 64, 1e-3, False, 0.0, 1.0)),
+        ("localizer", RECIPE, ("cutpaste", "localizer", 16, 3e-4, True, 0.0, 0.5)),
+        ("neck", RECIPE | {"ssl": "dense", "ssl_anchor": "10.0"}, ("dense", "neck", 16, 3e-4, True, 10.0, 0.5)),
+        ("neck", {"ssl": "distill", "ssl_anchor": "10.0"}, ("simclr", "neck", 64, 1e-3, False, 0.0, 1.0)),
+    ],
+)
+def test_refresh__the_last_recipe_goes_on(
+    released: RefreshRequest,
+    capsys: pytest.CaptureFixture[str],
+    kind: str,
+    lineage: dict[str, str],
+    expected: tuple[object, ...],
+) -> None:
+    last = Checkpoint("yolo11n", (), {}, 192, kind, lineage)
+    found = _further(released, last, released.out, 5.0)
+    assert (found.method, found.part, found.batch, found.lr, found.upright, found.anchor, found.interpolate) == expected
+    assert (found.imgsz, found.until_s, found.init) == (192, 5.0, released.backbone)
+    assert ("has no teacher" in capsys.readouterr().err) == (lineage.get("ssl") == "distill")
+
+
+def test_refresh__neck_and_head_of_the_release_are_kept(released: RefreshRequest) -> None:
+    learnt = load_checkpoint(released.backbone)
+    assert learnt.kind == "localizer"
+    backbone = _backbone_of(learnt)
+    assert (backbone.kind, len(backbone.state)) == ("backbone", 240)
+    assert all(int(key.split(".")[1]) <= 10 for key in backbone.state)
 
 
 def test_refresh__what_proves_nothing_changes_nothing(request_: RefreshRequest) -> None:

@@ -403,7 +403,7 @@ class Killed(Exception):  # noqa: N818  no error: the test's own end of a proces
     [
         ([1, 4], {"method": "hybrid"}),
         ([2, 5, 6], {"method": "moco"}),
-        ([1, 3], {"method": "cutpaste", "average": True, "chunk": 4}),
+        ([1, 10], {"method": "cutpaste", "part": "localizer", "average": True, "chunk": 4, "epochs": 6}),
     ],
 )
 def test_pretrain__ended_at_any_step_and_resumed_ends_where_the_whole_run_ends(
