@@ -1,8 +1,8 @@
 """`edge study` on the data sets of the shared folder, as `studies/*.yaml` plan them: does learning without labels pay there?
 
-A study goes on where it was cut; the results file has what is there so far. Weights and data lie in the shared folder, so the
-plans name them relative to it. LightlyTrain's arm joins once `python -m benchmarks.lightly_train weights --study WORK/studies/NAME`
-made its weights from the pools that the first run left.
+A study goes on where it was cut, on another machine from the results file, which has what is there so far. Weights and data
+lie in the shared folder, so the plans name them relative to it. LightlyTrain's arm joins once `python -m benchmarks.lightly_train
+weights --study WORK/studies/NAME` made its weights from the pools that the first run left.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ from pathlib import Path
 
 import yaml
 
-from benchmarks.common import DATA, WORK, write_result
-from edge.study import StudyPlan, study
+from benchmarks.common import DATA, RESULTS, WORK, write_result
+from edge.study import Cell, StudyPlan, study
+from runtime.files import write_atomically
 
 PLANS = Path(__file__).parent / "studies"
+_FIXED = ("model", "weights", "imgsz", "pretrain", "finetune")  # what every run depends on
 
 
 def load(name: str) -> StudyPlan:
@@ -37,12 +39,32 @@ def load(name: str) -> StudyPlan:
     return StudyPlan.model_validate(plan)
 
 
+def take_up(name: str, out: Path) -> None:
+    """Puts the runs that the results file has into a work folder that lacks them, if they are of the same plan."""
+    path = RESULTS / f"study_{name}.json"
+    if not path.is_file():
+        return
+    known = json.loads(path.read_text(encoding="utf-8"))
+    before, now = known["plan"], yaml.safe_load((PLANS / f"{name}.yaml").read_text(encoding="utf-8"))
+    kept = 0
+    for record in known["records"]:
+        of_both = [(each["arms"].get(record["arm"]), each["sets"].get(record["set"])) for each in (before, now)]
+        same = of_both[0] == of_both[1] and all(before[key] == now[key] for key in _FIXED)
+        result = out / Cell(record["set"], record["arm"], record["fraction"], record["seed"]).name / "result.json"
+        if same and not result.is_file():
+            result.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(result, (json.dumps(record) + "\n").encode())
+            kept += 1
+    sys.stderr.write(f"{name}: {kept} of {len(known['records'])} runs taken up from {path.name}\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("names", nargs="*", default=sorted(path.stem for path in PLANS.glob("*.yaml")))
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     for name in parser.parse_args().names:
         out = WORK / "studies" / name
+        take_up(name, out)
         try:
             study(load(name), out)
         finally:  # also when it is cut
