@@ -23,7 +23,7 @@ _PATIENCE_S = 8.0  # loader processes of a killed run look for it every 5 s, and
 @contextmanager
 def run_folder(out: Path, *, resume: bool) -> Iterator[None]:
     """Holds a run folder. What a killed process left half-written there is removed, and so are the frames that a run linked
-    which ends before there is anything to resume.
+    which ends before there is anything to resume; a run that was refused leaves no folder.
 
     Of the processes of a `torchrun` the first holds it.
 
@@ -33,7 +33,8 @@ def run_folder(out: Path, *, resume: bool) -> Iterator[None]:
     if not is_first():
         yield
         return
-    if not out.is_dir():
+    is_new = not out.is_dir()
+    if is_new:
         check_run_folder(out, resume=resume)
     with _locked(out):
         check_run_folder(out, resume=resume)
@@ -45,6 +46,8 @@ def run_folder(out: Path, *, resume: bool) -> Iterator[None]:
         finally:
             if not known and not (out / LAST).is_file():
                 shutil.rmtree(out / FRAMES, ignore_errors=True)
+            if is_new and [path.name for path in out.iterdir()] == [_LOCK]:
+                shutil.rmtree(out)
 
 
 @contextmanager

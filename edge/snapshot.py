@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import re
 import shutil
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from runtime.pool import Pool
 
 FRAMES = "frames"
 MOST_DAMAGED = 0.05  # share of the frames that a run leaves out; more are no accident
+_NAME = re.compile(r"\d{7,}-[0-9a-f]{64}\.jpg")
 
 
 class Snapshot:
@@ -43,7 +45,7 @@ class Snapshot:
 
         Raises:
             PoolError: no pool, or an empty one.
-            TrainingError: fewer than `at_least` frames, or the run folder cannot be written.
+            TrainingError: fewer than `at_least` frames, the run folder cannot be written, or its `frames` are somebody's own.
         """
         with Pool.open(pool) as opened:
             entries = opened.entries(until_s)
@@ -51,15 +53,17 @@ class Snapshot:
                 raise PoolError(f"pool {pool} is empty; fill it with: edge pool add {pool} IMAGES")
             if len(entries) < at_least:
                 raise TrainingError(f"pool {pool} holds {len(entries)} frame(s), but {at_least} are needed; collect more")
-            partial = folder / f".{FRAMES}.partial"
+            frames, partial = folder / FRAMES, folder / f".{FRAMES}.partial"
+            if any(not _NAME.fullmatch(path.name) for path in frames.glob("*")):
+                raise TrainingError(f"{frames} holds other files, where a run keeps its frames; choose another --out")
             try:
                 shutil.rmtree(partial, ignore_errors=True)
                 partial.mkdir(parents=True)
                 for position, entry in enumerate(entries):
                     with contextlib.suppress(FileNotFoundError):  # evicted a moment ago
                         link_or_copy(opened.file_of(entry), partial / f"{position:07d}-{entry.sha256}.jpg")
-                shutil.rmtree(folder / FRAMES, ignore_errors=True)
-                partial.rename(folder / FRAMES)
+                shutil.rmtree(frames, ignore_errors=True)
+                partial.rename(frames)
             except OSError as error:
                 shutil.rmtree(partial, ignore_errors=True)
                 raise TrainingError(

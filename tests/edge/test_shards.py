@@ -21,7 +21,7 @@ from edge.view_loader import LoaderSpec
 from runtime.errors import PoolError
 from runtime.pool import Pool
 from tests.conftest import fill_pool
-from tests.edge.test_training import same_weights
+from tests.edge.small_runs import same_weights
 
 
 @pytest.fixture(scope="module")

@@ -37,3 +37,13 @@ def test_take__too_few_frames_leave_no_trace(tmp_path: Path) -> None:
     with pytest.raises(PoolError, match="is empty"):
         Snapshot.take(tmp_path / "pool", tmp_path / "run", 1.0, at_least=1)
     assert not (tmp_path / "run").exists()
+
+
+def test_take__somebodys_own_files_stay(tmp_path: Path) -> None:
+    fill_pool(tmp_path / "pool", 2)
+    own = tmp_path / "run" / "frames" / "holiday.jpg"
+    own.parent.mkdir(parents=True)
+    own.write_bytes(b"mine")
+    with pytest.raises(TrainingError, match="holds other files"):
+        Snapshot.take(tmp_path / "pool", tmp_path / "run", None, at_least=2)
+    assert [path.name for path in (tmp_path / "run").rglob("*")] == ["frames", "holiday.jpg"]

@@ -1,25 +1,20 @@
-"""The daemon's life: systemd, health, reload, engines that fail, ends that must come."""
+"""The daemon's life: systemd, health, reload, ends that must come."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import logging
 import os
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import yaml
 
@@ -27,15 +22,11 @@ from runtime.bundle import Bundle
 from runtime.clock import ClockWatch
 from runtime.config import EdgeConfig
 from runtime.daemon import Daemon
-from runtime.errors import BackendError, DeviceLostError
-from runtime.frame import Frame
-from runtime.outlet import QUEUE_SIZE, Outlet
-from runtime.pipeline import Batch, Pipeline, Result
+from runtime.pipeline import Pipeline
 from runtime.restart import restarts
-from runtime.sources.simulated import Line
 from runtime.swap import load_pipeline
 from tests.conftest import ROOT, write_images
-from tests.runtime.test_daemon import changed_bundle, config, lines, wait
+from tests.runtime.test_daemon import config, lines, wait
 from tests.servers import RtspServer, free_port, rtsp_missing
 
 
@@ -147,6 +138,18 @@ def test_edge_run__health_metrics_and_status_of_good_and_bad_cameras(
     assert "hunter2" not in out + err + json.dumps(status) + text
 
 
+def test_run__the_cameras_are_shown_while_the_engine_loads(bundle: Bundle, tmp_path: Path) -> None:
+    port, seen = free_port(), []
+
+    def load(model: Any, cameras: int, streams: int) -> Pipeline:
+        seen.append(json.loads(get(port, "/api/status")[1]))
+        return load_pipeline(model, cameras, streams)
+
+    Daemon(EdgeConfig.model_validate(config(bundle, tmp_path, server={"port": port})), load=load).run()
+    assert [(camera["name"], camera["state"]) for camera in seen[0]["cameras"]] == [("line", "starting")]
+    assert seen[0]["model"] is None
+
+
 def test_edge_run__a_taken_port_is_one_sentence(
     bundle: Bundle, tmp_path: Path, started: Callable[..., subprocess.Popen[str]]
 ) -> None:
@@ -217,97 +220,6 @@ def test_edge_run__ends_in_time_with_a_frozen_camera(
     assert json.loads(out)["cameras"]["a"]["processed"] == sum(line["camera"] == "a" for line in lines(tmp_path))
 
 
-class Failing(Pipeline):
-    """A pipeline whose engine fails at some runs; the rest is real."""
-
-    failures: Iterator[Exception | None]
-
-    def run(self, batch: Batch) -> list[Result]:
-        if error := next(self.failures, None):
-            self._free[id(batch.backend)].append(batch.inputs)
-            raise error
-        return super().run(batch)
-
-
-def failing(*instances: Iterable[Exception | None]) -> Callable[..., Pipeline]:
-    """Loads pipelines one after the other, each with its own failures, which begin after the warm-up."""
-    waiting = iter(instances)
-
-    def load(model: Any, cameras: int, streams: int) -> Pipeline:
-        pipeline = load_pipeline(model, cameras, streams)
-        broken = Failing.__new__(Failing)
-        broken.__dict__ = pipeline.__dict__
-        broken.failures = iter(next(waiting, ()))
-        return broken
-
-    return load
-
-
-def accounted(summary: Any) -> bool:
-    return all(
-        counts["read"] == counts["processed"] + sum(counts["dropped"].values()) for counts in summary["cameras"].values()
-    )
-
-
-DEAD = [BackendError("dead")] * 1000
-
-
-def test_run__an_engine_that_broke_is_replaced_and_the_new_one_has_its_own_tries(bundle: Bundle, tmp_path: Path) -> None:
-    load = failing([None, None, *DEAD], [None, BackendError("a cough")], [])
-    summary: Any = Daemon(EdgeConfig.model_validate(config(bundle, tmp_path)), load=load).run()
-    counts = summary["cameras"]["line"]
-    assert accounted(summary)
-    assert counts["processed"] + counts["dropped"]["engine"] == 30
-    assert 2 <= counts["dropped"]["engine"] <= 4  # what was under way on the broken ones
-    assert summary["swaps"] == []
-    assert len(lines(tmp_path)) == counts["processed"]
-
-
-def test_run__engines_that_all_fail_end_the_daemon(bundle: Bundle, tmp_path: Path) -> None:
-    daemon = Daemon(EdgeConfig.model_validate(config(bundle, tmp_path)), load=failing(DEAD, DEAD, DEAD, DEAD))
-    with pytest.raises(BackendError, match="dead"):
-        daemon.run()
-    assert accounted(daemon.summary())
-
-
-def test_run__a_lost_device_ends_at_once_and_keeps_what_was_found(bundle: Bundle, tmp_path: Path) -> None:
-    daemon = Daemon(EdgeConfig.model_validate(config(bundle, tmp_path)), load=failing([None, DeviceLostError("gone")]))
-    with pytest.raises(DeviceLostError):
-        daemon.run()
-    assert [line["frame"] for line in lines(tmp_path)] == [0]
-    assert accounted(daemon.summary())
-
-
-def test_run__the_cameras_are_shown_while_the_engine_loads(bundle: Bundle, tmp_path: Path) -> None:
-    port, seen = free_port(), []
-
-    def load(model: Any, cameras: int, streams: int) -> Pipeline:
-        seen.append(json.loads(get(port, "/api/status")[1]))
-        return load_pipeline(model, cameras, streams)
-
-    Daemon(EdgeConfig.model_validate(config(bundle, tmp_path, server={"port": port})), load=load).run()
-    assert [(camera["name"], camera["state"]) for camera in seen[0]["cameras"]] == [("line", "starting")]
-    assert seen[0]["model"] is None
-
-
-def test_run__outputs_that_are_no_numbers_are_an_engine_that_fails(bundle: Bundle, tmp_path: Path) -> None:
-    def load(model: Any, cameras: int, streams: int) -> Pipeline:
-        pipeline = load_pipeline(model, cameras, streams)
-        right = pipeline.backend.run
-
-        def wrong(inputs: Any) -> Any:
-            outputs = right(inputs)
-            return dataclasses.replace(outputs, boxes=np.full_like(outputs.boxes, np.nan), scores=np.ones_like(outputs.scores))
-
-        pipeline.backend.run = wrong  # type: ignore[method-assign]
-        return pipeline
-
-    daemon = Daemon(EdgeConfig.model_validate(config(bundle, tmp_path)), load=load)
-    with pytest.raises(BackendError, match="no detections"):
-        daemon.run()
-    assert accounted(daemon.summary())
-
-
 def test_edge_run__a_still_scene_is_no_hang(
     bundle: Bundle, tmp_path: Path, started: Callable[..., subprocess.Popen[str]], manager: socket.socket
 ) -> None:
@@ -341,33 +253,6 @@ def test_edge_run__two_reloads_in_a_row_end_with_the_second(
     assert process.wait(10) == 0
 
 
-class Stuck:
-    """A disk that hangs."""
-
-    def __init__(self) -> None:
-        self.free = threading.Event()
-
-    def emit(self, result: Result) -> None:
-        self.free.wait(60)
-
-    def close(self) -> None:
-        """Nothing is open."""
-
-
-def test_outlet__a_stuck_sink_keeps_nobody_from_ending(bundle: Bundle) -> None:
-    stuck, ending = Stuck(), threading.Event()
-    outlet = Outlet([stuck], lambda result: result, lossless=True)
-    outlet.start()
-    pipeline = Pipeline.load(bundle, "onnxruntime", "fp32", 1)
-    result = pipeline.process(Frame(Line(1, (64, 64)).image(0), "a", 0, time.monotonic(), time.time()))
-    threading.Timer(0.5, ending.set).start()
-    for _ in range(QUEUE_SIZE + 5):
-        assert outlet.put(result, lambda: not ending.is_set())
-    outlet.close(0.1)
-    assert outlet.dropped >= QUEUE_SIZE
-    stuck.free.set()
-
-
 def test_restart_process__same_process_new_program_and_not_for_ever() -> None:
     program = (
         "import os, sys, logging; from runtime.restart import restart_process; from runtime.errors import DeviceLostError;"
@@ -396,69 +281,3 @@ def test_clock_watch__tells_a_jump_once() -> None:
     assert clock.jump_s(4620.0, 25.0) == pytest.approx(3600)
     assert clock.jump_s(4630.0, 35.0) == 0
     assert clock.jump_s(1030.0, 35.0) == pytest.approx(-3600)
-
-
-def test_run__swaps_with_failures_leak_nothing(bundle: Bundle, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """triton#8969: leaks on reload and on failed loads. Twelve here; benchmarks/swaps.py does 200."""
-    caplog.set_level(logging.INFO)
-    current = tmp_path / "current"
-    releases = [changed_bundle(bundle, tmp_path / f"r{index}", str(index)) for index in range(3)]
-    broken = Path(shutil.copytree(bundle.path, tmp_path / "broken"))
-    (broken / "model.fp32.onnx").write_bytes(b"no ONNX")
-    current.symlink_to(releases[0].path)
-    model = {"bundle": str(current), "threads": 1, "reload_s": 0.02, "engine": "onnxruntime", "precision": "fp32"}
-    daemon = Daemon(EdgeConfig.model_validate(config(bundle, tmp_path, cameras={"a": live(100.0)}, model=model)))
-    result: list[Any] = []
-    thread = threading.Thread(target=lambda: result.append(daemon.run()))
-    thread.start()
-    wait(lambda: frames(tmp_path) > 5)
-    descriptors = []
-    for number in range(12):
-        target = broken if number % 4 == 3 else releases[(number + 1) % 3].path
-        told = "new bundle refused" if target == broken else "took over bundle"
-        count = caplog.text.count(told)
-        (tmp_path / "next").symlink_to(target)
-        (tmp_path / "next").replace(current)
-        wait(lambda told=told, count=count: caplog.text.count(told) > count)
-        descriptors.append(len(list(Path("/proc/self/fd").iterdir())))
-    daemon.stop()
-    thread.join(30)
-    records = lines(tmp_path)
-    counts = result[0]["cameras"]["a"]
-    assert len({record["frame"] for record in records}) == len(records) == counts["processed"]
-    assert counts["read"] == counts["processed"] + sum(counts["dropped"].values())
-    assert (len(result[0]["swaps"]), result[0]["bundles_refused"]) == (9, 3)
-    assert max(descriptors[3:]) <= max(descriptors[:3]) + 1
-
-
-def test_run__a_link_that_leads_nowhere_is_told_once(bundle: Bundle, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    current = tmp_path / "current"
-    current.symlink_to(bundle.path)
-    model = {"bundle": str(current), "threads": 1, "reload_s": 0.02}
-    daemon = Daemon(EdgeConfig.model_validate(config(bundle, tmp_path, cameras={"a": live()}, model=model)))
-    thread = threading.Thread(target=daemon.run)
-    thread.start()
-    wait(lambda: frames(tmp_path) > 5)
-    current.unlink()
-    wait(lambda: "leads to no folder" in caplog.text)
-    before = frames(tmp_path)
-    wait(lambda: frames(tmp_path) > before + 10)
-    daemon.stop()
-    thread.join(30)
-    assert caplog.text.count("leads to no folder") == 1
-
-
-def test_run__lag_does_not_grow_under_overload(bundle: Bundle, tmp_path: Path) -> None:
-    """yolov5#4465: twenty seconds behind after an hour. Here a frame waits for at most one turn of all cameras."""
-    cameras = {name: {**live(500.0, seed), "source": {**live()["source"], "frames": 1500}} for seed, name in enumerate("abcd")}
-    summary: Any = Daemon(EdgeConfig.model_validate(config(bundle, tmp_path, cameras=cameras))).run()
-    records = lines(tmp_path)
-    behind = []  # frames of its camera that a result lies behind the next one of that camera
-    last: dict[str, int] = {}
-    for record in records:
-        behind.append(record["frame"] - last.get(record["camera"], record["frame"] - 1))
-        last[record["camera"]] = record["frame"]
-    assert accounted(summary)
-    assert sum(counts["dropped"]["overload"] for counts in summary["cameras"].values()) > 0
-    assert records[-1]["frame"] >= 1490  # the newest frames, not those of a queue
-    assert min(behind) >= 1
