@@ -90,9 +90,24 @@ def _lightly(found: Figures) -> list[str]:
     ]
 
 
+def _memory(found: Figures) -> list[str]:
+    whole = found["median"]["whole batch"]
+    told = "; ".join(
+        f"{name} {each['over_start_mb']} MB, {each['images_per_s'] / whole['images_per_s']:.2f} of the rate"
+        for name, each in found["median"].items()
+    )
+    return [
+        (
+            f"Memory for {found['method']} on {found['model']}'s {found['part']}, {found['imgsz']} px, batch {found['batch']}, over the "
+            f"{found['start_mb']} MB of a run of two small images, in turns, median of {len(found['runs']['whole batch'])}: {told}."
+        )
+    ]
+
+
 _TELL: dict[str, Callable[[Figures], list[str]]] = {
     "methods": _methods,
     "kill_pretrain": _kills,
     "shards": _shards,
     "lightly_train": _lightly,
+    "memory": _memory,
 }

@@ -14,7 +14,6 @@ from calibration.accuracy import Accuracy, evaluate
 from calibration.labels import Dataset, load_dataset
 from converters.checkpoint import HELD_OUT, Checkpoint, detector_from_checkpoint, load_checkpoint, save_checkpoint
 from converters.errors import CheckpointError
-from converters.resnet import RESNET_MODELS
 from edge.errors import TrainingError
 from edge.fused_looks import fused_looks
 from edge.pool_light import PoolLight
@@ -25,7 +24,7 @@ from edge.snapshot import Snapshot
 from edge.torch_detector import batch_detector, torch_detector
 from edge.training import Budget, Run, adamw, memory_told, seed_everything, train_epoch, with_training
 from edge.training_images import BatchSpec, TrainingImage, training_image, training_loader
-from edge.yolo import WeightAverage, build_detector, family_of, inject, weight_average
+from edge.yolo import WeightAverage, build_detector, family_of, inject, layers_of, weight_average
 from runtime.files import sha256_of_file
 from runtime.preprocess import STRIDE, Preprocess
 from runtime.progress import Progress
@@ -41,7 +40,7 @@ PSEUDO_LABELS = "pseudo_labels.json"
 _MOSAIC = 4  # frames in a picture that the student sees
 _TOGETHER = 16  # frames that the teacher looks at, at most
 _WEIGHT_DECAY = 5e-4
-_REMEDIES = "lower it, lower --imgsz, or take a smaller --model"
+_REMEDIES = "lower it or --imgsz, give --activation-checkpointing, or take a smaller --model"
 _FRAMES_STREAM = 500_009  # keeps the order of frames apart from that of labels
 _NESTED = ("backbone", "neck", "localizer")  # each has all tensors of those before it, a detector those of all
 _PLAIN_SHARE = 0.2  # of the epochs, at the end, without mosaic: the model then sees pictures as the camera gives them
@@ -72,6 +71,7 @@ class FinetuneRequest:
         burn_in: share of the epochs with labels alone before, between 0 and 1.
         upright: scenes have an up and a down, so the teacher does not look at frames upside down.
         resume: go on with the run in `out`.
+        activation_checkpointing: compute activations twice instead of keeping them; the weights come out the same.
     """
 
     data: Path
@@ -95,6 +95,7 @@ class FinetuneRequest:
     pool_ratio: float = 1.0
     burn_in: float = 0.5
     upright: bool = False
+    activation_checkpointing: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +172,10 @@ def _train(request: FinetuneRequest) -> Finetuned:
     optimizer = adamw(_rates(detector, request), _WEIGHT_DECAY)
     steps_an_epoch = _steps(len(dataset.train), request.batch)
     ema = weight_average(detector, request.epochs * steps_an_epoch)
+    if request.activation_checkpointing:
+        from edge.activation_checkpointing import checkpoint_activations
+
+        checkpoint_activations(layers_of(detector, request.model))
     run = Run(request.out, {"detector": detector, "ema": ema.ema}, optimizer, Budget(request.epochs, request.lr), request.seed)
     run.start(_fingerprint(request, dataset, digest), resume=request.resume)
     if run.epoch == request.epochs and path.is_file():
@@ -292,9 +297,8 @@ def _inject_all(detector: DetectionModel, request: FinetuneRequest) -> dict[str,
 
 
 def _rates(detector: DetectionModel, request: FinetuneRequest) -> list[tuple[torch.nn.Module, float]]:
-    """Each layer and its peak learning rate, highest at the head; the stages of a ResNet are layers too."""
-    first, *others = detector.model
-    layers = [*(first.m if request.model in RESNET_MODELS else [first]), *others]
+    """Each layer and its peak learning rate, highest at the head."""
+    layers = layers_of(detector, request.model)
     return [(layer, request.lr * request.layer_decay ** (len(layers) - 1 - depth)) for depth, layer in enumerate(layers)]
 
 

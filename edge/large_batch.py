@@ -79,10 +79,12 @@ def cached_backward(
 def statistics_kept(modules: torch.nn.Module) -> Iterator[None]:
     """Within, forward passes leave batch norm's running statistics as they are."""
     norms = [module for module in modules.modules() if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)]
+    before = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
-        norm.track_running_stats = False
+        norm.momentum = 0.0  # and not `track_running_stats`: a pass without them keeps other tensors for the way back
+        norm.num_batches_tracked = None
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for norm, momentum, counted in before:
+            norm.momentum, norm.num_batches_tracked = momentum, counted

@@ -15,7 +15,7 @@ from edge.processes import Precision, is_first, launched_fabric, several, world_
 from edge.run_folder import LAST, run_folder
 from edge.snapshot import Snapshot
 from edge.training import Budget, Run, adamw, memory_told, refuse_other_settings, seed_everything, with_training
-from edge.yolo import Part, build_detector, inject, part_keys, weight_average
+from edge.yolo import Part, build_detector, inject, layers_of, part_keys, weight_average
 from runtime.files import sha256_of_file
 from runtime.preprocess import STRIDE
 from runtime.progress import Progress
@@ -34,6 +34,7 @@ _WEIGHT_DECAY = 1e-4
 _FEWEST = 2  # frames: every contrastive batch needs another image to repel
 _SAVE_EVERY_S = 120.0
 _ANCHORED = ("dense", "hybrid")  # methods that can stay near their start
+_MASKED = ("mae", "hybrid")  # methods whose layers do something else while they look at what is hidden
 _WITH_HEAD = ("cutpaste",)  # methods that train the head's box branch as well
 
 
@@ -58,6 +59,7 @@ class PretrainRequest:
         teacher: a checkpoint for the method that distils.
         upright: scenes have an up and a down.
         anchor: weight of staying near `init` (dense and hybrid); 0 for none.
+        activation_checkpointing: compute activations twice instead of keeping them; the weights come out the same.
         interpolate: share of what was learnt in the weights that are written, the rest is `init`'s (WiSE-FT, Wortsman et al.
             2022, arXiv 2109.01903); 1 for all of it.
         chunk: images that fit the memory at once; 0 for the whole batch. The gradients of simclr and vicreg stay those of the
@@ -92,6 +94,7 @@ class PretrainRequest:
     save_every_s: float = _SAVE_EVERY_S
     anchor: float = 0.0
     interpolate: float = 1.0
+    activation_checkpointing: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +145,7 @@ def _pretrained(request: PretrainRequest) -> Path:
         kept = {key: between(began[key], state[key], request.interpolate) for key in keys}
         return Checkpoint(request.model, (), kept, request.imgsz, request.part, lineage)
 
-    remedies = "lower it, give --chunk (less memory), or lower --imgsz"
+    remedies = "lower it or --imgsz, give --activation-checkpointing, or --chunk (less memory still)"
     left = (request.epochs - run.epoch) * loader.steps - run.step_in_epoch
     with memory_told(request.batch, remedies), Progress("pretrain", left) as progress:
         for _ in run.epochs(loader.steps):
@@ -197,6 +200,8 @@ def check(request: PretrainRequest) -> None:
     if request.interpolate < 1 and request.init is None:
         raise TrainingError("--interpolate lies between --init and what is learnt; give --init, or leave it out")
     check_part(request.method, request.part)
+    if request.activation_checkpointing and request.method in _MASKED:
+        raise TrainingError(f"--activation-checkpointing is not for {request.method}; give --chunk instead")
     if request.chunk == 1:
         raise TrainingError("--chunk 1 leaves batch norm a single image; give 2 or more, or leave it out")
     if request.chunk and several():
@@ -223,6 +228,7 @@ def _prepared(
     """The method around its part of the detector, what feeds it, and the run that it is, begun or resumed."""
     import torch
 
+    from edge.activation_checkpointing import checkpoint_activations
     from edge.shard_loader import ShardLoader
     from edge.trunk import Trunk
     from edge.view_loader import LoaderSpec, ViewLoader
@@ -235,6 +241,8 @@ def _prepared(
     steps = request.epochs * (len(frames) // batch)
     settings = Settings(request.imgsz, batch, len(frames), steps, request.upright, request.teacher, request.anchor)
     method: Any = build_method(request.method, trunk, settings).to(memory_format=torch.channels_last)
+    if request.activation_checkpointing:
+        checkpoint_activations(layers_of(detector, request.model))
     spec = LoaderSpec(batch, request.seed, request.workers, fabric.global_rank, fabric.world_size)
     views = method.views
     loader = ViewLoader(frames, views, spec) if isinstance(frames, Snapshot) else ShardLoader(frames, views, spec)

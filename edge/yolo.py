@@ -27,6 +27,12 @@ PARTS: dict[str, str] = {"backbone": "neck and head", "neck": "head", "localizer
 _AVERAGED_SHARE = 0.1  # of a run's steps: what the average remembers
 
 
+def layers_of(detector: DetectionModel, model: str) -> list[torch.nn.Module]:
+    """A detector's layers from the image to the head; the stages of a ResNet are layers too."""
+    first, *others = detector.model
+    return [*(first.m if model in resnet.RESNET_MODELS else [first]), *others]
+
+
 @dataclass(frozen=True, slots=True)
 class Family:
     """One YOLO family.

@@ -15,6 +15,12 @@ MixedPrecision = Annotated[
     Literal["32-true", "bf16-mixed"],
     typer.Option(help="Of the arithmetic; mixed is faster on GPUs and CPUs with AVX-512 BF16."),
 ]
+ActivationCheckpointing = Annotated[
+    bool,
+    typer.Option(
+        "--activation-checkpointing", help="Less memory, about a third more time, the same weights; also with --resume."
+    ),
+]
 Seed = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of every random stream.")]
 Model = Annotated[
     str,

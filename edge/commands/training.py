@@ -7,7 +7,18 @@ from typing import Annotated, Literal, Optional
 
 import typer
 
-from edge.commands.options import Batch, Epochs, Imgsz, Lr, MixedPrecision, Model, Resume, Seed, Upright
+from edge.commands.options import (
+    ActivationCheckpointing,
+    Batch,
+    Epochs,
+    Imgsz,
+    Lr,
+    MixedPrecision,
+    Model,
+    Resume,
+    Seed,
+    Upright,
+)
 
 
 def split(
@@ -67,6 +78,7 @@ def pretrain(
     ] = 1.0,
     workers: Annotated[int, typer.Option(min=0, max=256, help="Processes that make views.")] = 0,
     precision: MixedPrecision = "32-true",
+    activation_checkpointing: ActivationCheckpointing = False,
     seed: Seed = 0,
     resume: Resume = False,
 ) -> None:
@@ -80,7 +92,7 @@ def pretrain(
     request = PretrainRequest(
         pool or Path(), out, model, init, imgsz, batch, epochs, lr, seed, resume=resume, method=method, part=part or most_of(method), teacher=teacher,
         upright=upright, chunk=chunk, workers=workers, precision=precision, shards=shards, anchor=anchor,
-        interpolate=interpolate, average=average,
+        interpolate=interpolate, average=average, activation_checkpointing=activation_checkpointing,
     )  # fmt: skip
     typer.echo(str(start(request)))
 
@@ -104,6 +116,7 @@ def finetune(
         float, typer.Option(min=0.1, max=1, help="Learning rate of a layer over the next one's; 1: the same in all.")
     ] = 1.0,
     precision: MixedPrecision = "32-true",
+    activation_checkpointing: ActivationCheckpointing = False,
     pool: Annotated[Optional[Path], typer.Option(help="Unlabeled frames that take part (self-training).")] = None,
     pool_ratio: Annotated[float, typer.Option(min=0.1, max=16, help="Such frames in a step for each labelled image.")] = 1.0,
     burn_in: Annotated[float, typer.Option(min=0.05, max=0.95, help="Share of the epochs with labels alone before.")] = 0.5,
@@ -118,6 +131,7 @@ def finetune(
     request = FinetuneRequest(
         data, out, model, tuple(init or ()), imgsz, batch, epochs, lr, seed, freeze, layer_decay, precision, eval_every,
         resume=resume, pool=pool, pool_ratio=pool_ratio, burn_in=burn_in, upright=upright,
+        activation_checkpointing=activation_checkpointing,
     )  # fmt: skip
     done = start(request)
     if done.accuracy:
