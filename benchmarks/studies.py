@@ -16,7 +16,8 @@ from pathlib import Path
 import yaml
 
 from benchmarks.common import DATA, RESULTS, WORK, write_result
-from edge.study import Cell, StudyPlan, study
+from edge.study import study
+from edge.study_plan import Cell, StudyPlan
 from runtime.files import write_atomically
 
 PLANS = Path(__file__).parent / "studies"

@@ -181,7 +181,6 @@ def _train(request: FinetuneRequest) -> Finetuned:
     if run.epoch == request.epochs and path.is_file():
         found = _evaluate(ema.ema, dataset, request) if dataset.val else None
         return Finetuned(path, found, run.extra.get("figures", []))
-    path.unlink(missing_ok=True)  # of a run that was taken away
     loaders, found = _Loaders(dataset, (), request), None
     left = (request.epochs - run.epoch) * steps_an_epoch
     with memory_told(request.batch, _REMEDIES), Progress("finetune", left) as progress:

@@ -127,7 +127,7 @@ def _pretrained(request: PretrainRequest) -> Path:
         training = load_checkpoint(request.out / LAST).training
         if training is not None:
             refuse_other_settings(request.out, training["fingerprint"], _settings(request) | budget)
-        if path.is_file():
+        if path.is_file() and training is not None and training["epoch"] == request.epochs:
             _forget_frames(request)
             sys.stderr.write(f"the run in {request.out} is finished; to train longer, start another with --init {path}\n")
             return path

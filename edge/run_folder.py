@@ -16,6 +16,7 @@ from edge.processes import is_first
 from edge.snapshot import FRAMES
 
 LAST = "last.pt"
+RESULTS = ("backbone.pt", "neck.pt", "localizer.pt", "detector.pt")  # what runs leave
 _LOCK = ".lock"
 _PATIENCE_S = 8.0  # loader processes of a killed run look for it every 5 s, and hold its lock until then
 
@@ -79,7 +80,7 @@ def check_run_folder(out: Path, *, resume: bool) -> None:
     """Whether a run can start, or go on, in a folder.
 
     Raises:
-        TrainingError: an unwritable place, nothing to resume, or another run's folder.
+        TrainingError: an unwritable place, nothing to resume, or a folder that holds a run or what one made.
     """
     parent = next(path for path in (out, *out.parents) if path.exists())
     try:
@@ -92,3 +93,5 @@ def check_run_folder(out: Path, *, resume: bool) -> None:
         raise TrainingError(f"{out} holds no {LAST} to resume from; leave out --resume to start")
     if not resume and last.is_file():
         raise TrainingError(f"{out} holds a run already; go on with --resume, or choose another --out")
+    if not resume and (made := [name for name in RESULTS if (out / name).exists()]):
+        raise TrainingError(f"{out} holds the {made[0]} of a finished run; choose another --out")

@@ -146,8 +146,8 @@ def study(
     out: Annotated[Path, typer.Option(help="Where runs and results go; a study that was cut goes on there.")],
 ) -> None:
     """Runs a grid of training arms with equal budgets; writes a table with intervals and a plot."""
-    from edge.study import load_plan
     from edge.study import study as start
+    from edge.study_plan import load_plan
     from edge.study_report import plot, rows_of, table
 
     rows = rows_of(start(load_plan(plan), out))

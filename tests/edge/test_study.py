@@ -12,7 +12,8 @@ import yaml
 from calibration.labels import load_dataset
 from edge.demo.scene import SimulatedScene
 from edge.errors import TrainingError
-from edge.study import SetPlan, StudyPlan, _pool, _unlabeled, cells_of, load_plan, same_plan, study
+from edge.study import _pool, _unlabeled, same_plan, study
+from edge.study_plan import SetPlan, StudyPlan, cells_of, load_plan
 from edge.study_report import mean_and_half, plot, rows_of, table
 from edge.training import Run
 from runtime.errors import EdgeloopError
@@ -61,9 +62,15 @@ def test_rows_of__over_all_fractions_seed_by_seed() -> None:
 
 
 def test_mean_and_half__of_one_seed_there_is_no_interval() -> None:
-    assert mean_and_half([0.5])[0] == 0.5
-    assert math.isnan(mean_and_half([0.5])[1])
-    assert math.isnan(mean_and_half([])[0])
+    assert mean_and_half([0.5], 0.2)[0] == 0.5
+    assert math.isnan(mean_and_half([0.5], 0.2)[1])
+    assert math.isnan(mean_and_half([], 0.2)[0])
+
+
+def test_rows_of__the_more_is_held_out_the_wider_the_interval() -> None:
+    half = [{**record, "val": 0.5} for record in RECORDS]
+    wide, usual = (next(row for row in rows_of(records) if row.arm == "coco") for records in (half, RECORDS))
+    assert wide.map50_95[1] / usual.map50_95[1] == pytest.approx(math.sqrt((1 / 3 + 1) / (1 / 3 + 0.25)))
 
 
 def test_plot__draws_every_arm(tmp_path: Path) -> None:
@@ -92,8 +99,14 @@ def plan_of(folder: Path, **changes: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def cut(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
 @pytest.mark.slow
-def test_study__runs_what_is_missing_and_shares_what_is_the_same(folder: Path, tmp_path: Path, capsys: Any) -> None:
+def test_study__runs_what_is_missing_and_shares_what_is_the_same(
+    folder: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path, out = tmp_path / "study.yaml", tmp_path / "out"
     path.write_text(yaml.safe_dump(plan_of(folder)))
     records = study(load_plan(path), out)
@@ -110,6 +123,11 @@ def test_study__runs_what_is_missing_and_shares_what_is_the_same(folder: Path, t
     assert {item.path for item in quarter.train} < {item.path for item in half.train}
     assert {item.path for item in quarter.val} == {item.path for item in half.val}
     assert len((out / "results.jsonl").read_text().splitlines()) == 6
+    (out / "line" / "seed0" / "ssl-0.4" / "result.json").unlink()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("edge.study.finetune", cut)
+        study(load_plan(path), out)
+    assert len((out / "results.jsonl").read_text().splitlines()) == 5, "all that are there, also while another one runs"
     path.write_text(yaml.safe_dump(plan_of(folder, arms={"scratch": {"pool": True}})))
     with pytest.raises(TrainingError, match=r"a study with other arms\.scratch"):
         study(load_plan(path), out)
@@ -135,15 +153,24 @@ def test_study__what_is_missing_is_told_before_the_first_run(
     assert not (tmp_path / "out").exists()
 
 
+def ran(out: Path, arm: str) -> None:
+    result = out / "line" / "seed0" / f"{arm}-0.8" / "result.json"
+    result.parent.mkdir(parents=True, exist_ok=True)
+    result.write_text(json.dumps({"set": "line", "arm": arm, "fraction": 0.8, "seed": 0}))
+
+
 def test_same_plan__what_no_run_has_used_may_change(folder: Path, tmp_path: Path) -> None:
     arms = {"scratch": {}, "ssl": {"ssl": True}}
     same_plan(StudyPlan.model_validate(plan_of(folder, arms=arms)), tmp_path)
-    (tmp_path / "line" / "seed0" / "scratch-0.8").mkdir(parents=True)
-    (tmp_path / "line" / "seed0" / "scratch-0.8" / "result.json").touch()
+    ran(tmp_path, "scratch")
+    begun = tmp_path / "line" / "seed0" / "ssl-0.8" / "run"
+    begun.mkdir(parents=True)
     other = StudyPlan.model_validate(plan_of(folder, arms=arms, pretrain={"epochs": 2, "method": "simclr"}))
     same_plan(other, tmp_path)
-    (tmp_path / "line" / "seed0" / "ssl-0.8").mkdir()
-    (tmp_path / "line" / "seed0" / "ssl-0.8" / "result.json").touch()
+    assert not begun.exists(), "what was begun with the arm as it was"
+    ran(tmp_path, "ssl")
+    dropped = StudyPlan.model_validate(plan_of(folder, arms=arms, fractions=[0.4], pretrain={"epochs": 2, "method": "simclr"}))
+    same_plan(dropped, tmp_path)
     with pytest.raises(TrainingError, match=r"a study with other arms\.ssl;"):
         same_plan(StudyPlan.model_validate(plan_of(folder, arms=arms)), tmp_path)
     elsewhere = {"line": {"folder": str(folder), "val": 0.3}}

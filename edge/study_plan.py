@@ -1,0 +1,210 @@
+"""study.yaml: data sets × arms × label fractions × seeds, and the budget that all runs have; docs/study.md has an example."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from calibration.labels import grouped
+from converters.architecture import MODEL_NAMES
+from edge.errors import TrainingError
+from edge.pretrain import PretrainRequest, check, most_of
+from edge.processes import Precision
+from edge.yolo import Part
+from runtime.config_words import problem_of
+from runtime.images import list_images
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_+.-]{0,63}$")]  # of folders
+Fraction = Annotated[float, Field(gt=0, le=1)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PretrainPlan(_Strict):
+    """Budget and method of self-supervision; without `part`, the most that the method trains."""
+
+    method: str = "cutpaste"
+    part: Part
+    epochs: int = Field(default=30, ge=1)
+    batch: int = Field(default=16, ge=2)
+    imgsz: int = Field(default=224, ge=32, multiple_of=32)
+    lr: float = Field(default=1e-3, gt=0)
+    upright: bool = False
+    teacher: str | None = None
+    anchor: float = Field(default=0.0, ge=0)
+    interpolate: float = Field(default=1.0, gt=0, le=1)
+    average: bool = False
+    precision: Precision = "32-true"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _part_of_method(cls, plan: Any) -> Any:
+        method = cls.model_fields["method"].default
+        return {"part": most_of(plan.get("method", method)), **plan} if isinstance(plan, dict) else plan
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> PretrainPlan:
+        try:
+            check(PretrainRequest(
+                Path(), Path(), method=self.method, part=self.part, teacher=Path(self.teacher) if self.teacher else None,
+                anchor=self.anchor, init=Path(), interpolate=self.interpolate,
+            ))  # fmt: skip
+        except TrainingError as error:
+            raise ValueError(str(error)) from error
+        return self
+
+
+class FinetunePlan(_Strict):
+    """Budget of fine-tuning: optimizer steps, the same for every fraction and arm."""
+
+    steps: int = Field(default=400, ge=1)
+    batch: int = Field(default=16, ge=1)
+    lr: float = Field(default=1e-3, gt=0)
+    layer_decay: float = Field(default=1.0, gt=0, le=1)
+    freeze: float = Field(default=0.0, ge=0, le=1)
+    precision: Precision = "32-true"
+    pool_ratio: float = Field(default=1.0, gt=0)
+    burn_in: float = Field(default=0.5, gt=0, lt=1)
+
+
+class SetPlan(_Strict):
+    """A labelled folder and what keeps its scenes together, see `split_dataset`.
+
+    Attributes:
+        unlabeled: a folder of more frames for the pool; those of scenes that are held out stay out.
+    """
+
+    folder: str
+    unlabeled: str | None = None
+    group: str = "^(.*)$"
+    val: float = Field(default=0.2, gt=0, le=0.9)
+
+
+class Arm(_Strict):
+    """How a detector comes to be.
+
+    Attributes:
+        start: `scratch`, or `coco` for the study's weights.
+        ssl: pretrained on the pool before; a mapping replaces what `pretrain` says.
+        pool: the pool takes part in fine-tuning.
+        weights: a checkpoint made elsewhere, `{set}` and `{seed}` filled in.
+    """
+
+    start: str = Field(default="scratch", pattern="^(scratch|coco)$")
+    ssl: bool | dict[str, Any] = False
+    pool: bool = False
+    weights: str | None = None
+
+
+class StudyPlan(_Strict):
+    """The whole of study.yaml."""
+
+    model: str = "yolo11n"
+    weights: str | None = None
+    imgsz: int = Field(default=224, ge=32, multiple_of=32)
+    pretrain: PretrainPlan = Field(default_factory=lambda: PretrainPlan.model_validate({}))
+    finetune: FinetunePlan = Field(default_factory=FinetunePlan)
+    fractions: list[Fraction] = Field(min_length=1)
+    seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
+    sets: dict[Name, SetPlan] = Field(min_length=1)
+    arms: dict[Name, Arm] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _has_weights(self) -> StudyPlan:
+        if self.weights is None and any(arm.start == "coco" for arm in self.arms.values()):
+            raise ValueError("an arm starts from coco, but `weights` names no checkpoint")
+        for name, arm in self.arms.items():
+            if isinstance(arm.ssl, dict):
+                self.pretrain_of(arm)
+            if arm.ssl and arm.weights:
+                raise ValueError(f"arm {name} has both `ssl` and `weights`; it can have one")
+        if len(set(self.seeds)) < len(self.seeds) or len(set(self.fractions)) < len(self.fractions):
+            raise ValueError("a seed or a fraction is named twice")
+        if self.model not in MODEL_NAMES:
+            raise ValueError(f"unknown model {self.model!r}; known are {', '.join(MODEL_NAMES)}")
+        return self
+
+    def weights_of(self, arm: Arm, name: str, seed: int) -> Path:
+        """The checkpoint that an arm with `weights` starts from."""
+        return Path(str(arm.weights).replace("{set}", name).replace("{seed}", str(seed)))
+
+    def resolved(self) -> dict[str, Any]:
+        """The plan with each arm's own self-supervision spelt out, so that what an arm does not use can change."""
+        plain = self.model_dump()
+        plain["pretrain"] = {"upright": self.pretrain.upright}  # which self-training looks at as well
+        for name, arm in self.arms.items():
+            plain["arms"][name]["ssl"] = self.pretrain_of(arm).model_dump() if arm.ssl else False
+        return plain
+
+    def refuse_missing(self) -> None:
+        """Looks for every file before the first run.
+
+        Raises:
+            TrainingError: some file or folder is not there.
+            DataError: a group that does not fit the names.
+        """
+        wanted = [Path(self.weights)] if self.weights else []
+        for arm in self.arms.values():
+            teacher = self.pretrain_of(arm).teacher if arm.ssl else None
+            wanted += [Path(teacher)] if teacher else []
+            wanted += [self.weights_of(arm, name, seed) for name in self.sets for seed in self.seeds if arm.weights]
+        missing = [str(path) for path in wanted if not path.is_file()]
+        if missing:
+            raise TrainingError(f"no such checkpoint: {', '.join(missing)}; correct the plan")
+        for spec in self.sets.values():
+            grouped(list_images(Path(spec.folder) / "images"), spec.group)
+            if spec.unlabeled is not None:
+                grouped(list_images(Path(spec.unlabeled)), spec.group)
+
+    def pretrain_of(self, arm: Arm) -> PretrainPlan:
+        """The arm's own self-supervision; part, teacher and anchor are not handed to another method."""
+        changes = arm.ssl if isinstance(arm.ssl, dict) else {}
+        other = changes.get("method", self.pretrain.method) != self.pretrain.method
+        kept = self.pretrain.model_dump(exclude={"part", "teacher", "anchor"} if other else None)
+        return PretrainPlan.model_validate({**kept, **changes})
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One fine-tuning run of the grid."""
+
+    set: str
+    arm: str
+    fraction: float
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return f"{self.set}/seed{self.seed}/{self.arm}-{self.fraction:g}"
+
+
+def load_plan(path: Path) -> StudyPlan:
+    """Reads study.yaml.
+
+    Raises:
+        TrainingError: it cannot be read, or says something that is not understood.
+    """
+    try:
+        return StudyPlan.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise TrainingError(f"{path} cannot be read as YAML: {error}; see docs/study.md for an example") from error
+    except ValidationError as error:
+        told = "; ".join(f"{'.'.join(map(str, item['loc']))}: {problem_of([item])}" for item in error.errors())
+        raise TrainingError(f"{path}: {told}; see docs/study.md for an example") from error
+
+
+def cells_of(plan: StudyPlan) -> Iterator[Cell]:
+    """All runs, seed by seed, so that a study that is cut has every arm as often."""
+    for seed in plan.seeds:
+        for name in plan.sets:
+            for fraction in plan.fractions:
+                for arm in plan.arms:
+                    yield Cell(name, arm, fraction, seed)
