@@ -46,15 +46,16 @@ def data_and_pool() -> tuple[Path, Path]:
 def measure(method: str, epochs: int, precision: Precision, data: Path, pool: Path) -> dict[str, Any]:
     """One method from scratch."""
     out = FOLDER / f"{method}-{epochs}"
+    part: Part = PART if PART in METHODS[method].parts else "backbone"
     request = PretrainRequest(
-        pool, out, MODEL, None, IMGSZ, BATCH, epochs, method=method, part=PART, resume=(out / LAST).is_file(),
+        pool, out, MODEL, None, IMGSZ, BATCH, epochs, method=method, part=part, resume=(out / LAST).is_file(),
         teacher=TEACHER if method == "distill" else None, precision=precision,
     )  # fmt: skip
     start = time.monotonic()
     pretrain(request)
     seconds = time.monotonic() - start
     log = [json.loads(line) for line in (out / LOG).read_text(encoding="utf-8").splitlines()]
-    rows = probe(ProbeRequest(data, (out / RESULT[PART],), MODEL, "neck", 128))
+    rows = probe(ProbeRequest(data, (out / RESULT[part],), MODEL, "neck", 128))
     fresh, given = rows["fresh weights"], rows["given weights"]
     return {
         "seconds": round(sum(row["seconds"] for row in log), 1), "wall_s_of_the_last_start": round(seconds, 1),

@@ -7,6 +7,7 @@ import math
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ from edge.snapshot import Snapshot
 from edge.torch_detector import batch_detector, torch_detector
 from edge.training import Budget, Run, adamw, memory_told, seed_everything, train_epoch, with_training
 from edge.training_images import BatchSpec, TrainingImage, training_image, training_loader
-from edge.yolo import WeightAverage, build_detector, family_of, inject, layers_of, weight_average
+from edge.yolo import build_detector, family_of, inject, layers_of, weight_average
 from runtime.files import sha256_of_file
 from runtime.preprocess import STRIDE, Preprocess
 from runtime.progress import Progress
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 DETECTOR = "detector.pt"
 PSEUDO_LABELS = "pseudo_labels.json"
+_LIGHT = "light.json"
 _MOSAIC = 4  # frames in a picture that the student sees
 _TOGETHER = 16  # frames that the teacher looks at, at most
 _WEIGHT_DECAY = 5e-4
@@ -123,8 +125,10 @@ def finetune(request: FinetuneRequest) -> Finetuned:
     """
     _check(request)
     with run_folder(request.out, resume=request.resume):
+        if not request.resume:
+            for name in (PSEUDO_LABELS, _LIGHT):  # of a run that was cut before its first saving
+                (request.out / name).unlink(missing_ok=True)
         if request.pool and not request.resume:
-            (request.out / PSEUDO_LABELS).unlink(missing_ok=True)
             Snapshot.take(request.pool, request.out, request.until_s, 1)
         done = _train(request)
         if request.pool:
@@ -191,7 +195,7 @@ def _train(request: FinetuneRequest) -> Finetuned:
                 loaders = _Loaders(dataset, taught.images, request, with_frames=True)
                 seed_everything(request.seed, epoch)  # as in a run that was cut and reads what was believed
             _train_mode(detector, request, epoch)
-            figures = train_epoch(run, loaders.of(epoch), _loss(detector, ema, fabric), progress)
+            figures = train_epoch(run, loaders.of(epoch), _loss(detector, fabric), partial(ema.update, detector), progress)
             if _is_due(epoch, request) and dataset.val:
                 found = _evaluate(ema.ema, dataset, request)
                 figures |= {"map50_95": found.map50_95, "f1": found.f1}
@@ -238,8 +242,9 @@ def _fingerprint(request: FinetuneRequest, dataset: Dataset, digest: str) -> dic
         "model": request.model, "data": digest, "names": ", ".join(dataset.names), "imgsz": request.imgsz, "batch": request.batch,
         "init": ", ".join(sha256_of_file(path)[:12] for path in request.init), "freeze": request.freeze,
         "layer_decay": request.layer_decay, "precision": request.precision,
-        "light_pool": f"{request.light_pool} until {request.until_s}",
-        "pool": f"{request.pool} × {request.pool_ratio} from {request.burn_in}, upright {request.upright}" if request.pool else "",
+        # Which frames those are is in the run folder, whatever has become of the pool.
+        "light_pool": request.light_pool is not None,
+        "pool": f"× {request.pool_ratio} from {request.burn_in}, upright {request.upright}" if request.pool else "",
     }  # fmt: skip
 
 
@@ -250,7 +255,8 @@ class _Loaders:
         self, dataset: Dataset, frames: tuple[TrainingImage, ...], request: FinetuneRequest, *, with_frames: bool = False
     ) -> None:
         self._request, self.with_frames = request, with_frames
-        relight = PoolLight(request.light_pool, request.until_s, request.seed) if request.light_pool else None
+        light = request.light_pool
+        relight = PoolLight.kept(request.out / _LIGHT, light, request.until_s, request.seed) if light else None
         labels = [training_image(item) for item in dataset.train]
         steps = _steps(len(labels), request.batch)
         parts = [(labels, request.batch, None), (frames, _frames_a_step(request), steps)]
@@ -309,14 +315,11 @@ def _train_mode(detector: DetectionModel, request: FinetuneRequest, epoch: int) 
         layer.train(not frozen)  # frozen weights with moving batch-norm statistics would not be frozen
 
 
-def _loss(
-    detector: DetectionModel, ema: WeightAverage, fabric: Fabric
-) -> Callable[[tuple[Mapping[str, torch.Tensor], ...]], torch.Tensor]:
+def _loss(detector: DetectionModel, fabric: Fabric) -> Callable[[tuple[Mapping[str, torch.Tensor], ...]], torch.Tensor]:
     """Of labels, and of frames beside them what is where, but not where it ends (Unbiased Teacher, section 3.2)."""
     import torch
 
     def loss_of(parts: tuple[Mapping[str, torch.Tensor], ...]) -> torch.Tensor:
-        ema.update(detector)  # of the step before; the last one is below a thousandth
         losses = []
         for number, made in enumerate(parts):
             batch = fabric.to_device(made)

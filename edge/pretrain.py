@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from converters.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from edge.errors import TrainingError
-from edge.methods import METHODS, Settings, build_method
+from edge.methods import METHODS, Settings, build_method, kind_of
 from edge.processes import Precision, is_first, launched_fabric, several, world_size
 from edge.run_folder import LAST, run_folder
 from edge.snapshot import Snapshot
@@ -33,9 +33,6 @@ RESULT: dict[Part, str] = {"backbone": "backbone.pt", "neck": "neck.pt", "locali
 _WEIGHT_DECAY = 1e-4
 _FEWEST = 2  # frames: every contrastive batch needs another image to repel
 _SAVE_EVERY_S = 120.0
-_ANCHORED = ("dense", "hybrid")  # methods that can stay near their start
-_MASKED = ("mae", "hybrid")  # methods whose layers do something else while they look at what is hidden
-_WITH_HEAD = ("cutpaste",)  # methods that train the head's box branch as well
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,8 +172,12 @@ def between(began: torch.Tensor, learnt: torch.Tensor, share: float) -> torch.Te
 
 
 def most_of(method: str) -> Part:
-    """The largest part of a detector that a method trains."""
-    return "localizer" if method in _WITH_HEAD else "neck"
+    """The largest part of a detector that a method trains.
+
+    Raises:
+        TrainingError: unknown method.
+    """
+    return kind_of(method).parts[0]
 
 
 def check(request: PretrainRequest) -> None:
@@ -189,10 +190,10 @@ def check(request: PretrainRequest) -> None:
         raise TrainingError(
             f"--imgsz must be a multiple of {STRIDE}, but got {request.imgsz}; try {-(-request.imgsz // STRIDE) * STRIDE}"
         )
-    if request.method not in METHODS:
-        raise TrainingError(f"unknown method {request.method!r}; the methods are {', '.join(METHODS)}")
-    if request.anchor and (request.init is None or request.method not in _ANCHORED):
-        raise TrainingError(f"--anchor holds what --init knows, for {' and '.join(_ANCHORED)}; give both, or leave it out")
+    kind = kind_of(request.method)
+    if request.anchor and (request.init is None or not kind.is_anchored):
+        anchored = " and ".join(name for name, each in METHODS.items() if each.is_anchored)
+        raise TrainingError(f"--anchor holds what --init knows, for {anchored}; give both, or leave it out")
     if request.method == "distill" and request.teacher is None:
         raise TrainingError("distill needs a teacher; name the checkpoint of a larger detector (--teacher)")
     if request.teacher and request.method != "distill":
@@ -200,7 +201,7 @@ def check(request: PretrainRequest) -> None:
     if request.interpolate < 1 and request.init is None:
         raise TrainingError("--interpolate lies between --init and what is learnt; give --init, or leave it out")
     check_part(request.method, request.part)
-    if request.activation_checkpointing and request.method in _MASKED:
+    if request.activation_checkpointing and kind.is_masked:
         raise TrainingError(f"--activation-checkpointing is not for {request.method}; give --chunk instead")
     if request.chunk == 1:
         raise TrainingError("--chunk 1 leaves batch norm a single image; give 2 or more, or leave it out")
@@ -214,12 +215,9 @@ def check_part(method: str, part: Part) -> None:
     Raises:
         TrainingError: it does not.
     """
-    if part == "localizer" and method not in _WITH_HEAD:
-        raise TrainingError(
-            f"--part localizer is what {', '.join(_WITH_HEAD)} trains, and no other method; change --part or --method"
-        )
-    if part == "backbone" and method in _WITH_HEAD:
-        raise TrainingError(f"{method} trains neck and head as well; give --part neck or --part localizer")
+    parts = kind_of(method).parts
+    if part not in parts:
+        raise TrainingError(f"{method} can train {' or '.join(parts)}, but --part is {part}; change it, or --method")
 
 
 def _prepared(
@@ -345,14 +343,15 @@ class _Epoch:
         import torch
 
         from edge.collapse import refuse_collapse, spread_of
-        from edge.large_batch import statistics_kept
+        from edge.large_batch import in_chunks, statistics_kept
         from edge.trunk import pooled
 
         if not views:
             return {}
-        parts = torch.split(views[0], self._request.chunk or len(views[0]))
-        with torch.no_grad(), statistics_kept(self._method):  # a short run's running statistics are still those of no image
-            found = spread_of(torch.cat([pooled(self._method.trunk(part)) for part in parts]))
+        parts = in_chunks((views[0],), self._request.chunk or len(views[0]))
+        # A short run's running statistics are still those of no image.
+        with torch.no_grad(), statistics_kept(self._method), self._fabric.autocast():
+            found = spread_of(torch.cat([pooled(self._method.trunk(*part)) for part in parts]).float())
         refuse_collapse(found, len(views[0]))
         return {"effective_rank": round(found.effective_rank, 2), "deviation": round(found.deviation, 4)}
 
@@ -383,7 +382,8 @@ def _lineage(request: PretrainRequest, frames: Snapshot | ShardSet) -> dict[str,
         "ssl": request.method, "ssl_part": request.part, "ssl_frames_sha256": frames.digest, "ssl_frames": str(len(frames)),
         "ssl_epochs": str(request.epochs), "ssl_seed": str(request.seed), "ssl_interpolate": str(request.interpolate),
         "ssl_batch": str(request.batch), "ssl_lr": str(request.lr), "ssl_upright": str(request.upright),
-        "ssl_anchor": str(request.anchor), "ssl_average": str(request.average),
+        "ssl_anchor": str(request.anchor), "ssl_average": str(request.average), "ssl_chunk": str(request.chunk),
+        "ssl_precision": request.precision, "ssl_activation_checkpointing": str(request.activation_checkpointing),
     }  # fmt: skip
 
 

@@ -46,8 +46,13 @@ class PretrainPlan(_Strict):
     @model_validator(mode="before")
     @classmethod
     def _part_of_method(cls, plan: Any) -> Any:
-        method = cls.model_fields["method"].default
-        return {"part": most_of(plan.get("method", method)), **plan} if isinstance(plan, dict) else plan
+        method = plan.get("method", cls.model_fields["method"].default) if isinstance(plan, dict) else None
+        if not isinstance(plan, dict) or not isinstance(method, str):
+            return plan
+        try:
+            return {"part": most_of(method), **plan}
+        except TrainingError as error:
+            raise ValueError(str(error)) from error
 
     @model_validator(mode="after")
     def _goes_together(self) -> PretrainPlan:

@@ -14,7 +14,7 @@ import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -266,13 +266,18 @@ def write_log(out: Path, figures: Sequence[Mapping[str, float]], told: int) -> N
 
 
 def train_epoch(
-    run: Run, batches: Iterable[Any], loss_of: Callable[[Any], torch.Tensor], progress: Progress
+    run: Run,
+    batches: Iterable[Any],
+    loss_of: Callable[[Any], torch.Tensor],
+    after_step: Callable[[], None],
+    progress: Progress,
 ) -> dict[str, float]:
     """One epoch: a step for each batch; the mean loss and images' time."""
     losses, start = [], time.monotonic()
     for batch in batches:
         loss = loss_of(batch)
         run.step(loss)
+        after_step()
         losses.append(float(loss.detach()))
         progress.advance(f"loss {np.mean(losses):.3f}")
     return {"loss": float(np.mean(losses)), "seconds": round(time.monotonic() - start, 2)}
@@ -280,9 +285,7 @@ def train_epoch(
 
 def with_training(checkpoint: Checkpoint, training: Mapping[str, Any] | None) -> Checkpoint:
     """The same checkpoint with other training state; None for a released file."""
-    return Checkpoint(
-        checkpoint.model, checkpoint.names, checkpoint.state, checkpoint.imgsz, checkpoint.kind, checkpoint.lineage, training
-    )
+    return replace(checkpoint, training=training)
 
 
 def seed_everything(seed: int, epoch: int) -> None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import torch
 
     from edge.trunk import Trunk
+    from edge.yolo import Part
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,19 +74,47 @@ class Method(Protocol):
         ...
 
 
-# The file in this folder, and its class.
-METHODS: dict[str, str] = {
-    "dense": "Dense",
-    "simclr": "SimCLR",
-    "moco": "MoCo",
-    "vicreg": "VICReg",
-    "mae": "MaskedModelling",
-    "rotation": "Rotation",
-    "jigsaw": "Jigsaw",
-    "hybrid": "Hybrid",
-    "distill": "Distill",
-    "cutpaste": "CutPaste",
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What is known of a method before it is built.
+
+    Attributes:
+        class_name: in the file of the method's name in this folder.
+        parts: that it can train, the largest first.
+        is_anchored: whether it can stay near the weights that the run starts from.
+        is_masked: whether its layers do something else while they look at what is hidden.
+    """
+
+    class_name: str
+    parts: tuple[Part, ...] = ("neck", "backbone")
+    is_anchored: bool = False
+    is_masked: bool = False
+
+
+# By the names of their files.
+METHODS: dict[str, Kind] = {
+    "dense": Kind("Dense", is_anchored=True),
+    "simclr": Kind("SimCLR"),
+    "moco": Kind("MoCo"),
+    "vicreg": Kind("VICReg"),
+    "mae": Kind("MaskedModelling", ("backbone",), is_masked=True),
+    "rotation": Kind("Rotation"),
+    "jigsaw": Kind("Jigsaw"),
+    "hybrid": Kind("Hybrid", is_anchored=True, is_masked=True),
+    "distill": Kind("Distill", ("neck",)),
+    "cutpaste": Kind("CutPaste", ("localizer", "neck")),
 }
+
+
+def kind_of(name: str) -> Kind:
+    """Of the method of that name.
+
+    Raises:
+        TrainingError: unknown name.
+    """
+    if name not in METHODS:
+        raise TrainingError(f"unknown method {name!r}; the methods are {', '.join(METHODS)}")
+    return METHODS[name]
 
 
 def build_method(name: str, trunk: Trunk, settings: Settings) -> torch.nn.Module:
@@ -95,10 +124,9 @@ def build_method(name: str, trunk: Trunk, settings: Settings) -> torch.nn.Module
         TrainingError: unknown name, or what the method needs is not given.
         MissingPackageError: a package of the train extra is not installed.
     """
-    if name not in METHODS:
-        raise TrainingError(f"unknown method {name!r}; the methods are {', '.join(METHODS)}")
+    kind = kind_of(name)
     try:
         module = import_module(f"edge.methods.{name}")  # torch and lightly come with it
-        return cast("torch.nn.Module", getattr(module, METHODS[name])(trunk, settings))
+        return cast("torch.nn.Module", getattr(module, kind.class_name)(trunk, settings))
     except ImportError as error:
         raise MissingPackageError(error.name or "lightly", "train") from error

@@ -2,7 +2,8 @@
 
 A detector reads cells, not whole images. So the cells of two views that show the same place must agree (as PixPro's,
 arXiv 2011.10043, positives are found by where a cell lies), on each map that the head looks at; backbone and neck are
-trained by one loss. Variance and covariance keep the cells from all saying the same.
+trained by one loss. Variance and covariance keep the cells from all saying the same. VICRegL's other pairs, of cells whose
+features are alike, are left out.
 
 An anchor ties the maps to those of the weights that the run started from, which a head was trained on: it holds what they know
 while they learn the scene (as continual self-supervision does, CaSSLe 2112.04215, PFR 2112.15022).

@@ -95,9 +95,11 @@ def random_mask(count: int, rows: int, columns: int, device: torch.device) -> to
 
 
 def normalised(images: torch.Tensor) -> torch.Tensor:
-    """Each square of 32 pixels with mean 0 and variance 1, as in MAE (arXiv 2111.06377, section 3)."""
-    mean = torch.nn.functional.avg_pool2d(images, STRIDE)
-    variance = torch.nn.functional.avg_pool2d(images.square(), STRIDE) - mean.square()
+    """Each square of 32 pixels with mean 0 and variance 1 over its three colours, as in MAE (arXiv 2111.06377, section 3)."""
+    mean, square = (
+        torch.nn.functional.avg_pool2d(values, STRIDE).mean(1, keepdim=True) for values in (images, images.square())
+    )
+    variance = square - mean.square()
     spread = (variance.clamp_min(0) + 1e-4).sqrt()
     grow = partial(torch.nn.functional.interpolate, scale_factor=float(STRIDE))
     return (images - grow(mean)) / grow(spread)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 from calibration.accuracy import Accuracy
 from calibration.labels import load_dataset
@@ -19,6 +19,7 @@ from edge.errors import RefreshError
 from edge.evaluation import model_accuracy
 from edge.finetune import FinetuneRequest, data_digest, finetune
 from edge.pretrain import RESULT, PretrainRequest, pretrain
+from edge.processes import Precision
 from edge.refresh.gate import Verdict, compare
 from edge.refresh.journal import Journal
 from edge.run_folder import LAST
@@ -170,12 +171,33 @@ def _further(request: RefreshRequest, last: Checkpoint, out: Path, until_s: floa
     if method == "distill":
         sys.stderr.write(f"a refresh has no teacher, so {_METHOD} goes on where distill ended\n")
         method = _METHOD
+    try:
+        recipe = _recipe(told) | ({"anchor": 0.0} if method == _METHOD else {})
+    except ValueError as error:
+        raise RefreshError(f"{request.backbone} does not say how it was made ({error}); pretrain it anew") from error
     return PretrainRequest(
-        request.pool, out, request.model, request.backbone, last.imgsz, int(told.get("ssl_batch", _BATCH)),
-        request.pretrain_epochs, float(told.get("ssl_lr", _LR)), request.seed, until_s, resume=(out / LAST).is_file(), method=method,
-        part=cast("Part", last.kind), upright=told.get("ssl_upright") == "True", average=told.get("ssl_average") == "True",
-        anchor=float(told.get("ssl_anchor", 0)) if method != _METHOD else 0.0, interpolate=float(told.get("ssl_interpolate", 1)),
+        request.pool, out, request.model, request.backbone, last.imgsz, epochs=request.pretrain_epochs, seed=request.seed,
+        until_s=until_s, resume=(out / LAST).is_file(), method=method, part=cast("Part", last.kind), **recipe,
     )  # fmt: skip
+
+
+def _recipe(told: Mapping[str, str]) -> dict[str, Any]:
+    """What a checkpoint says of its pretraining's settings.
+
+    Raises:
+        ValueError: what only a damaged file says.
+    """
+    precision = told.get("ssl_precision", "32-true")
+    if precision not in get_args(Precision):
+        raise ValueError(f"precision {precision!r}")
+    numbers = {
+        "batch": int(told.get("ssl_batch", _BATCH)),
+        "lr": float(told.get("ssl_lr", _LR)),
+        "chunk": int(told.get("ssl_chunk", 0)),
+    }
+    shares = {"anchor": float(told.get("ssl_anchor", 0)), "interpolate": float(told.get("ssl_interpolate", 1))}
+    switches = {name: told.get(f"ssl_{name}") == "True" for name in ("upright", "average", "activation_checkpointing")}
+    return {"precision": precision, **numbers, **shares, **switches}
 
 
 def _backbone_of(learnt: Checkpoint) -> Checkpoint:

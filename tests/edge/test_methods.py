@@ -350,8 +350,10 @@ def test_mae__layers_are_themselves_again_afterwards() -> None:
 
 def test_mae__squares_are_normalised() -> None:
     flat = normalised(torch.rand(2, 3, 64, 64)).unfold(2, 32, 32).unfold(3, 32, 32)
-    torch.testing.assert_close(flat.mean((-1, -2)), torch.zeros(2, 3, 2, 2), atol=1e-4, rtol=0)
-    torch.testing.assert_close(flat.std((-1, -2)), torch.ones(2, 3, 2, 2), atol=0.01, rtol=0)
+    torch.testing.assert_close(flat.mean((1, -1, -2)), torch.zeros(2, 2, 2), atol=1e-4, rtol=0)
+    torch.testing.assert_close(flat.std((1, -1, -2)), torch.ones(2, 2, 2), atol=0.01, rtol=0)
+    red, blue = torch.rand(2, 3, 32, 32) * 0.1 + torch.eye(3)[[0, 2], :, None, None] * 0.9
+    assert normalised(red[None])[0, 0].mean() > 1 > -0.5 > normalised(blue[None])[0, 0].mean(), "colours are painted"
 
 
 def test_jigsaw__tiles_lie_where_the_order_says() -> None:

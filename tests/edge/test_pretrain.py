@@ -96,8 +96,9 @@ def test_pretrain__a_localizer_is_all_but_the_classes(pool_dir: Path, tmp_path: 
     assert set(neck) == {key for key in found.state if int(key.split(".")[1]) < 23}
     assert all(torch.equal(value, found.state[key]) for key, value in neck.items()), "the same training, less is kept"
     for part, method, told in (
-        ("localizer", "dense", "what cutpaste trains, and no other"),
-        ("backbone", "cutpaste", "give --part neck"),
+        ("localizer", "dense", "dense can train neck or backbone, but --part is localizer"),
+        ("backbone", "cutpaste", "cutpaste can train localizer or neck"),
+        ("neck", "mae", "mae can train backbone,"),
     ):
         with pytest.raises(TrainingError, match=told):
             pretrain(pretrain_request(pool_dir, tmp_path / "other", method=method, part=part))
@@ -125,6 +126,10 @@ def test_pretrain__in_chunks_is_still_simclr_of_the_whole_batch(pool_dir: Path, 
     pretrain(pretrain_request(pool_dir, tmp_path / "chunks", epochs=1, chunk=4))
     losses = [json.loads((tmp_path / name / "log.jsonl").read_text().splitlines()[0])["loss"] for name in ("whole", "chunks")]
     assert losses[1] == pytest.approx(losses[0], rel=0.15), "batches of four would lie near ln 7 and not ln 15"
+
+
+def test_pretrain__a_chunk_is_never_a_single_image(pool_dir: Path, tmp_path: Path) -> None:
+    assert pretrain(pretrain_request(pool_dir, tmp_path, imgsz=32, batch=9, chunk=4, epochs=1)).is_file()
 
 
 @pytest.mark.parametrize("method", ["moco", "dense"])

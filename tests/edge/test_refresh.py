@@ -99,7 +99,8 @@ def test_refresh__publishes_what_is_not_worse_and_is_not_repeated(request_: Refr
 
 RECIPE = {
     "ssl": "cutpaste", "ssl_batch": "16", "ssl_lr": "0.0003", "ssl_upright": "True", "ssl_anchor": "0.0",
-    "ssl_average": "False", "ssl_interpolate": "0.5",
+    "ssl_average": "False", "ssl_interpolate": "0.5", "ssl_chunk": "8", "ssl_precision": "bf16-mixed",
+    "ssl_activation_checkpointing": "True",
 }  # fmt: skip
 
 
@@ -123,7 +124,15 @@ def test_refresh__the_last_recipe_goes_on(
     found = _further(released, last, released.out, 5.0)
     assert (found.method, found.part, found.batch, found.lr, found.upright, found.anchor, found.interpolate) == expected
     assert (found.imgsz, found.until_s, found.init) == (192, 5.0, released.backbone)
+    memory = (found.chunk, found.precision, found.activation_checkpointing)
+    assert memory == ((8, "bf16-mixed", True) if "ssl_chunk" in lineage else (0, "32-true", False))
     assert ("has no teacher" in capsys.readouterr().err) == (lineage.get("ssl") == "distill")
+
+
+def test_refresh__a_recipe_that_is_damaged(released: RefreshRequest) -> None:
+    for lineage in ({"ssl_batch": "many"}, {"ssl_precision": "8-false"}):
+        with pytest.raises(RefreshError, match=r"does not say how it was made .*; pretrain it anew"):
+            _further(released, Checkpoint("yolo11n", (), {}, 192, "backbone", lineage), released.out, 5.0)
 
 
 def test_refresh__neck_and_head_of_the_release_are_kept(released: RefreshRequest) -> None:

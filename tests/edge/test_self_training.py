@@ -207,7 +207,9 @@ def test_finetune__with_a_pool_labels_come_first(data: Path, pool_dir: Path, tmp
     assert [row["loss"] for row in done.curve][:2] == [row["loss"] for row in alone.curve][:2], "labels come first"
     assert not (tmp_path / "run" / "frames").exists()
     before = done.checkpoint.read_bytes()
-    again = finetune(request(data, tmp_path / "run", pool_dir, resume=True))
+    again = finetune(
+        request(data, tmp_path / "run", pool_dir.parent / "." / ".." / pool_dir.parent.name / pool_dir.name, resume=True)
+    )
     assert done.checkpoint.read_bytes() == before
     assert again.accuracy == done.accuracy
     assert "teacher" not in capsys.readouterr().err, "finished: nothing to look at"
