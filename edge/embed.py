@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge.features import checked_preprocess, features, frozen_trunk, letterboxed, unit_vectors
+from edge.pool_frames import readable
 from edge.yolo import Part
 from runtime.errors import PoolError
-from runtime.images import decode_image
 from runtime.pool import Pool
 from runtime.progress import Progress
 
@@ -79,11 +79,10 @@ def embed(request: EmbedRequest) -> Embedded:
             raise PoolError(f"pool {request.pool} is empty; fill it with: edge pool add {request.pool} IMAGES")
         chosen = sorted({round(place) for place in np.linspace(0, len(entries) - 1, min(request.frames, len(entries)))})
         with Progress("embed", len(chosen) * (1 + len(trunks))) as progress:
-            for index in chosen:
-                image = decode_image(pool.read_jpeg(entries[index]), entries[index].sha256)
+            for entry, image in readable(pool, (entries[index] for index in chosen)):
                 canvases.append(letterboxed(image, preprocess))
-                names.append(f"{entries[index].sha256[:12]}.jpg")
-                cameras.append(entries[index].camera)
+                names.append(f"{entry.sha256[:12]}.jpg")
+                cameras.append(entry.camera)
                 thumbnails.append(_thumbnail(image))
                 progress.advance("")
             vectors = {title: unit_vectors(features(trunk, canvases, progress)) for title, trunk in trunks.items()}

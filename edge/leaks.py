@@ -12,7 +12,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.images import decode_image, read_image
+from edge.pool_frames import readable
+from runtime.images import read_image
 from runtime.pool import Pool
 from runtime.progress import Progress
 
@@ -46,7 +47,7 @@ def leaks_of(pool: Pool, held_out: Sequence[Path]) -> dict[str, Path]:
     """By digest: frames of the pool that show a held-out image, and which.
 
     Raises:
-        PoolError: a damaged frame.
+        PoolError: too many damaged frames.
         SourceError: a damaged image.
     """
     if not held_out:
@@ -55,8 +56,8 @@ def leaks_of(pool: Pool, held_out: Sequence[Path]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     entries = pool.entries(with_embeddings=False)
     with Progress("leaks", len(entries)) as progress:
-        for entry in entries:
-            shown = kept.shown_by(decode_image(pool.read_jpeg(entry), entry.sha256))
+        for entry, image in readable(pool, entries):
+            shown = kept.shown_by(image)
             if shown is not None:
                 found[entry.sha256] = shown
             progress.advance("")

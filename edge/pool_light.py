@@ -6,14 +6,13 @@ mean and deviation of a random pool frame lets the re-tuning see both, without a
 
 from __future__ import annotations
 
-import contextlib
 import json
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.errors import PoolError
+from edge.pool_frames import readable
 from runtime.files import write_atomically
 from runtime.pool import Pool
 
@@ -36,18 +35,15 @@ class PoolLight:
 
     @classmethod
     def measured(cls, pool: Path, until_s: float | None, seed: int) -> PoolLight:
-        """Of up to 256 frames, drawn at random; what is evicted meanwhile, or damaged, is left out.
+        """Of up to 256 frames, drawn at random.
 
         Raises:
-            PoolError: no pool.
+            PoolError: no pool, or too many damaged frames.
         """
         with Pool.open(pool) as opened:
             entries = opened.entries(until_s)
             chosen = np.random.default_rng(seed).permutation(len(entries))[:_MOST_FRAMES]
-            frames = []
-            for index in sorted(chosen):
-                with contextlib.suppress(PoolError):
-                    frames.append(opened.read(entries[index]))
+            frames = [frame for _, frame in readable(opened, (entries[index] for index in sorted(chosen)))]
         mean = np.array([frame.mean(axis=(0, 1)) for frame in frames], np.float32).reshape(-1, 3)
         return cls(mean, np.array([frame.std(axis=(0, 1)) for frame in frames], np.float32).reshape(-1, 3))
 

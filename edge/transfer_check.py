@@ -19,9 +19,10 @@ from calibration.labels import load_dataset
 from edge.errors import TrainingError
 from edge.features import checked_preprocess, features, frozen_trunk, letterboxed, unit_vectors
 from edge.leaks import leaks_of
+from edge.pool_frames import readable
 from edge.yolo import Part
 from runtime.errors import MissingPackageError
-from runtime.images import decode_image, read_image
+from runtime.images import read_image
 from runtime.pool import Pool
 from runtime.preprocess import Preprocess
 from runtime.progress import Progress
@@ -142,7 +143,7 @@ def told_apart(first: NDArray[np.float32], second: NDArray[np.float32]) -> float
 def _sample(pool: Pool, preprocess: Preprocess, leaks: Mapping[str, Path]) -> list[NDArray[np.uint8]]:
     """Frames at equal distances, letterboxed at once: whole ones would fill the memory."""
     entries = [entry for entry in pool.entries(with_embeddings=False) if entry.sha256 not in leaks]
-    return [letterboxed(decode_image(pool.read_jpeg(entry), entry.sha256), preprocess) for entry in _spread(entries)]
+    return [letterboxed(image, preprocess) for _, image in readable(pool, _spread(entries))]
 
 
 def _remove(path: Path, digests: set[str]) -> None:
