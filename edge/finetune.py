@@ -73,6 +73,7 @@ class FinetuneRequest:
         burn_in: share of the epochs with labels alone before, between 0 and 1.
         upright: scenes have an up and a down, so the teacher does not look at frames upside down.
         resume: go on with the run in `out`.
+        workers: processes that augment images; what they draw depends on how many they are.
         activation_checkpointing: compute activations twice instead of keeping them; the weights come out the same.
     """
 
@@ -98,6 +99,7 @@ class FinetuneRequest:
     burn_in: float = 0.5
     upright: bool = False
     activation_checkpointing: bool = False
+    workers: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,7 +243,7 @@ def _fingerprint(request: FinetuneRequest, dataset: Dataset, digest: str) -> dic
     return {
         "model": request.model, "data": digest, "names": ", ".join(dataset.names), "imgsz": request.imgsz, "batch": request.batch,
         "init": ", ".join(sha256_of_file(path)[:12] for path in request.init), "freeze": request.freeze,
-        "layer_decay": request.layer_decay, "precision": request.precision,
+        "layer_decay": request.layer_decay, "precision": request.precision, "workers": request.workers,
         # Which frames those are is in the run folder, whatever has become of the pool.
         "light_pool": request.light_pool is not None,
         "pool": f"× {request.pool_ratio} from {request.burn_in}, upright {request.upright}" if request.pool else "",
@@ -262,7 +264,12 @@ class _Loaders:
         parts = [(labels, request.batch, None), (frames, _frames_a_step(request), steps)]
         self._loaders = {
             mosaic: [
-                training_loader(images, dataset.names, BatchSpec(request.imgsz, batch, request.seed, mosaic, count), relight)
+                training_loader(
+                    images,
+                    dataset.names,
+                    BatchSpec(request.imgsz, batch, request.seed, mosaic, count, request.workers),
+                    relight,
+                )
                 for images, batch, count in parts
                 if images
             ]

@@ -54,6 +54,7 @@ class BatchSpec:
         seed: of their order.
         mosaic: whether four images are pasted into one.
         steps: batches; None for as many as there are whole ones.
+        workers: processes that make them; 0 makes them on the training thread.
     """
 
     imgsz: int
@@ -61,6 +62,7 @@ class BatchSpec:
     seed: int
     mosaic: bool
     steps: int | None = None
+    workers: int = 0
 
 
 Relight = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
@@ -121,6 +123,8 @@ def training_loader(
         generator=generator,
         collate_fn=YOLODataset.collate_fn,
         drop_last=count > batches.batch,
+        num_workers=batches.workers,
+        multiprocessing_context="fork" if batches.workers else None,  # Ultralytics' data set of ours cannot be pickled
     )
 
 

@@ -15,6 +15,7 @@ MixedPrecision = Annotated[
     Literal["32-true", "bf16-mixed"],
     typer.Option(help="Of the arithmetic; mixed is faster on GPUs and CPUs with AVX-512 BF16."),
 ]
+Workers = Annotated[int, typer.Option(min=0, max=256, help="Processes that make what is learnt from, beside the training.")]
 ActivationCheckpointing = Annotated[
     bool,
     typer.Option(

@@ -18,6 +18,7 @@ from edge.commands.options import (
     Resume,
     Seed,
     Upright,
+    Workers,
 )
 
 
@@ -76,7 +77,7 @@ def pretrain(
     interpolate: Annotated[
         float, typer.Option(min=0.05, max=1, help="Share of what was learnt in what is written, the rest is --init's; 1: all.")
     ] = 1.0,
-    workers: Annotated[int, typer.Option(min=0, max=256, help="Processes that make views.")] = 0,
+    workers: Workers = 0,
     precision: MixedPrecision = "32-true",
     activation_checkpointing: ActivationCheckpointing = False,
     seed: Seed = 0,
@@ -121,6 +122,7 @@ def finetune(
     pool_ratio: Annotated[float, typer.Option(min=0.1, max=16, help="Such frames in a step for each labelled image.")] = 1.0,
     burn_in: Annotated[float, typer.Option(min=0.05, max=0.95, help="Share of the epochs with labels alone before.")] = 0.5,
     upright: Upright = False,
+    workers: Workers = 0,
     seed: Seed = 0,
     resume: Resume = False,
 ) -> None:
@@ -131,7 +133,7 @@ def finetune(
     request = FinetuneRequest(
         data, out, model, tuple(init or ()), imgsz, batch, epochs, lr, seed, freeze, layer_decay, precision, eval_every,
         resume=resume, pool=pool, pool_ratio=pool_ratio, burn_in=burn_in, upright=upright,
-        activation_checkpointing=activation_checkpointing,
+        activation_checkpointing=activation_checkpointing, workers=workers,
     )  # fmt: skip
     done = start(request)
     if done.accuracy:

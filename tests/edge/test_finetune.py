@@ -110,6 +110,13 @@ def test_finetune__weights_that_would_be_replaced_are_refused(
     finetune(finetune_request(data, tmp_path / "run", init=(checkpoint, neck, backbone), epochs=1))
 
 
+def test_finetune__loader_processes_give_the_same_run_again(data: Path, tmp_path: Path) -> None:
+    first, second = (finetune(finetune_request(data, tmp_path / name, workers=2)).checkpoint for name in ("a", "b"))
+    alone = finetune(finetune_request(data, tmp_path / "c")).checkpoint
+    assert same_weights(first, second)
+    assert not same_weights(first, alone), "each process draws for itself"
+
+
 def test_finetune__nothing_to_train_on(data: Path, tmp_path: Path) -> None:
     copied = tmp_path / "data.yaml"
     copied.write_text(data.read_text())
