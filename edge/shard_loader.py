@@ -16,8 +16,8 @@ from edge.errors import TrainingError
 from edge.methods import Views
 from edge.shards import Shard, ShardSet
 from edge.snapshot import MOST_DAMAGED
-from edge.view_loader import LoaderSpec, batches_of, laid_out
-from runtime.errors import SourceError
+from edge.view_loader import LoaderSpec, Made, batches_of, stacked
+from runtime.errors import EdgeloopError, SourceError
 from runtime.images import decode_image
 
 _BUFFER = 2000  # encoded pictures; some 100 MB at 640 pixels
@@ -55,29 +55,33 @@ class ShardLoader:
         """The batches of an epoch from one on.
 
         Raises:
-            TrainingError: a shard cannot be read, or too many frames are damaged.
+            TrainingError: a shard cannot be read, too many frames are damaged, or a loader process was killed.
         """
         stream = _ShardViews(self._shards, self._views, self._spec, number, first_step)
-        made = batches_of(stream, batch_size=None, num_workers=self._spec.workers)
-        for step, item in enumerate(made, first_step):
-            views, damaged = item
+        for step, (views, damaged) in enumerate(batches_of(stream, num_workers=self._spec.workers), first_step):
             self.damaged.update(dict.fromkeys(damaged))
             if len(self.damaged) > MOST_DAMAGED * len(self._shards):
                 raise TrainingError(
                     f"{len(self.damaged)} of {len(self._shards)} frames are damaged, first {next(iter(self.damaged))}"
                 )
-            yield tuple(laid_out(view) for view in views)
+            yield views
             if step + 1 >= self.steps:
                 return
 
 
-class _ShardViews(torch.utils.data.IterableDataset[tuple[tuple[torch.Tensor, ...], list[str]]]):
+class _ShardViews(torch.utils.data.IterableDataset[Made]):
     """What one reader gives: its batches, one after the other."""
 
     def __init__(self, shards: ShardSet, views: Views, spec: LoaderSpec, epoch: int, first_step: int) -> None:
         self._shards, self._views, self._spec, self._epoch, self._first = shards, views, spec, epoch, first_step
 
-    def __iter__(self) -> Iterator[tuple[tuple[torch.Tensor, ...], list[str]]]:
+    def __iter__(self) -> Iterator[Made]:
+        try:
+            yield from self._batches()
+        except EdgeloopError as error:
+            yield TrainingError(f"{error}")
+
+    def _batches(self) -> Iterator[Made]:
         info = torch.utils.data.get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
         spec, batch = self._spec, self._spec.batch // self._spec.world
@@ -102,7 +106,7 @@ class _ShardViews(torch.utils.data.IterableDataset[tuple[tuple[torch.Tensor, ...
                 if made:  # the place is filled, or readers would have unequal numbers of batches
                     made.append(made[-1])
             if len(made) == batch:
-                yield tuple(torch.stack(side) for side in zip(*made, strict=True)), damaged
+                yield stacked(made, batch), damaged
                 made, damaged = [], []
 
     def _mixed(self, shards: list[Shard], seed: tuple[int, ...]) -> Iterator[tuple[str, bytes]]:

@@ -6,9 +6,14 @@ batches that it would have seen.
 
 from __future__ import annotations
 
+import itertools
+import signal
+import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -17,7 +22,12 @@ import torch
 from edge.errors import TrainingError
 from edge.methods import Views
 from edge.snapshot import MOST_DAMAGED, Snapshot
-from runtime.errors import PoolError
+from runtime.errors import EdgeloopError, PoolError, SourceError, first_line
+
+_REMEDIES = "take fewer --workers or a smaller --batch, or give more shared memory (docker run --shm-size)"
+# A batch and the names of the damaged frames that were met on the way to it; or why there is none, a value because an exception
+# would come out of a loader process with its whole traceback as its message.
+Made = tuple[tuple[torch.Tensor, ...], list[str]] | TrainingError
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,64 +69,132 @@ class ViewLoader:
         """The batches of an epoch from one on, this process's share of each.
 
         Raises:
-            TrainingError: too many frames are damaged.
+            TrainingError: too many frames are damaged, or a loader process was killed.
         """
-        order = np.random.default_rng((self._spec.seed, number)).permutation(len(self._frames))
-        size = self._spec.batch
-        chunks = [order[step * size : (step + 1) * size] for step in range(first_step, self.steps)]
-        share = [[(number, int(index)) for index in chunk[self._spec.rank :: self._spec.world]] for chunk in chunks]
-        dataset = _FrameViews(self._frames, self._views, self._spec.seed)
-        made: Iterator[_Batch] = batches_of(
-            dataset,
-            batch_sampler=share,
+        made = batches_of(
+            _EpochBatches(self._frames, self._views, self._spec, number),
+            sampler=range(first_step, self.steps),
             num_workers=self._spec.workers,
-            collate_fn=_stacked,
         )
         for views, damaged in made:
             self.damaged.update(dict.fromkeys(damaged))
-            if len(self.damaged) > MOST_DAMAGED * len(self._frames):
-                raise TrainingError(
-                    f"{len(self.damaged)} of {len(self._frames)} frames are damaged, first {next(iter(self.damaged))}; "
-                    "find and remove them with: edge pool check POOL --repair"
-                )
+            refuse_many(self.damaged, len(self._frames))
             yield views
 
 
-def batches_of(*arguments: Any, **options: Any) -> Iterator[Any]:
-    """What PyTorch's DataLoader gives, with as many processes as the user asked for, without advice about cores."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="This DataLoader will create")
-        return iter(torch.utils.data.DataLoader(*arguments, **options))
+def refuse_many(damaged: Collection[str], total: int) -> None:
+    """Whether so many of `total` frames are damaged that it is no accident.
+
+    Raises:
+        TrainingError: they are.
+    """
+    if len(damaged) > MOST_DAMAGED * total:
+        raise TrainingError(
+            f"{len(damaged)} of {total} frames are damaged, first {next(iter(damaged))}; "
+            "find and remove them with: edge pool check POOL --repair"
+        )
 
 
-_Item = tuple[torch.Tensor, ...] | str
-_Batch = tuple[tuple[torch.Tensor, ...], list[str]]
+class _EpochBatches(torch.utils.data.Dataset[Made]):
+    """The batches of an epoch by their step."""
 
+    def __init__(self, frames: Snapshot, views: Views, spec: LoaderSpec, epoch: int) -> None:
+        self._frames, self._views, self._spec, self._epoch = frames, views, spec, epoch
+        self._order = np.random.default_rng((spec.seed, epoch)).permutation(len(frames))
 
-class _FrameViews(torch.utils.data.Dataset[_Item]):
-    """By epoch and position: the frame's views, or its name if it is damaged."""
-
-    def __init__(self, frames: Snapshot, views: Views, seed: int) -> None:
-        self._frames, self._views, self._seed = frames, views, seed
-
-    def __getitem__(self, key: tuple[int, int]) -> _Item:
-        epoch, position = key
+    def __getitem__(self, step: int) -> Made:
         try:
-            image = self._frames.read(position)
-        except PoolError:
-            return self._frames.name(position)
-        return self._views(image, np.random.default_rng((self._seed, epoch, position)))
+            return self._batch(step)
+        except EdgeloopError as error:
+            return TrainingError(f"{error}")
+
+    def _batch(self, step: int) -> tuple[tuple[torch.Tensor, ...], list[str]]:
+        """This process's share; where all of it is damaged, the next whole frame of the order stands for it."""
+        begin, end = step * self._spec.batch, (step + 1) * self._spec.batch
+        share = self._order[begin:end][self._spec.rank :: self._spec.world]
+        whole: list[tuple[torch.Tensor, ...]] = []
+        damaged: list[str] = []
+        for place, index in enumerate(itertools.chain(share, self._order[end:], self._order[:begin])):
+            if place >= len(share) and whole:
+                break
+            position = int(index)
+            try:
+                image = self._frames.read(position)
+            except (PoolError, SourceError, OSError):  # a sector of a card that went bad is damage too
+                damaged.append(self._frames.name(position))
+                refuse_many(damaged, len(self._frames))
+                continue
+            whole.append(self._views(image, np.random.default_rng((self._spec.seed, self._epoch, position))))
+        return stacked(whole, len(share)), damaged
 
 
-def _stacked(items: list[_Item]) -> _Batch:
-    whole = [item for item in items if not isinstance(item, str)]
-    if not whole:
-        raise TrainingError(f"a whole batch of frames is damaged, first {items[0]}; try: edge pool check POOL --repair")
-    whole = [whole[place % len(whole)] for place in range(len(items))]  # processes that train together need equal batches
-    views = tuple(torch.stack(side) for side in zip(*whole, strict=True))
-    return tuple(laid_out(view) for view in views), [item for item in items if isinstance(item, str)]
+def stacked(whole: list[tuple[torch.Tensor, ...]], count: int) -> tuple[torch.Tensor, ...]:
+    """Views of `count` images; gaps are filled with those there are: processes that train together need equal batches."""
+    filled = [whole[place % len(whole)] for place in range(count)]
+    return tuple(_laid_out(torch.stack(side)) for side in zip(*filled, strict=True))
 
 
-def laid_out(view: torch.Tensor) -> torch.Tensor:
+def _laid_out(view: torch.Tensor) -> torch.Tensor:
     """Images with their channels last, as convolutions on CPUs and tensor cores want them; anything else as it is."""
     return view.contiguous(memory_format=torch.channels_last) if view.ndim == 4 else view
+
+
+def batches_of(dataset: torch.utils.data.Dataset[Made], **options: Any) -> Iterator[tuple[tuple[torch.Tensor, ...], list[str]]]:
+    """What PyTorch's DataLoader gives, with as many processes as the user asked for, without advice about cores.
+
+    Raises:
+        TrainingError: one that the dataset gave, or a process was killed.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="This DataLoader will create")
+        made = iter(torch.utils.data.DataLoader(dataset, batch_size=None, collate_fn=_handed_over, **options))
+    with _killed_told():
+        for found in made:
+            if isinstance(found, TrainingError):
+                raise found
+            yield found
+
+
+def _handed_over(made: Any) -> Any:
+    """A `Made` into shared memory, while a lack of it can be told: the thread that does so later would drop the batch for good."""
+    if torch.utils.data.get_worker_info() is None or isinstance(made, TrainingError):
+        return made
+    try:
+        for view in made[0]:
+            view.share_memory_()
+    except RuntimeError as error:
+        return TrainingError(f"no shared memory for a batch ({first_line(error)}); {_REMEDIES}")
+    return made
+
+
+@contextmanager
+def _killed_told() -> Iterator[None]:
+    """Within, a loader process that is killed is a sentence.
+
+    PyTorch raises it from a signal's handler, so that it can come out of anything that the main thread does meanwhile.
+    """
+    theirs: Any = signal.getsignal(signal.SIGCHLD)
+
+    def tell(number: int, frame: FrameType | None) -> None:
+        with _as_sentence():
+            theirs(number, frame)
+
+    ours = callable(theirs) and threading.current_thread() is threading.main_thread()
+    if ours:
+        signal.signal(signal.SIGCHLD, tell)
+    try:
+        with _as_sentence():
+            yield
+    finally:
+        if ours:
+            signal.signal(signal.SIGCHLD, theirs)
+
+
+@contextmanager
+def _as_sentence() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in f"{error}":
+            raise
+        raise TrainingError(f"a process that makes views was killed ({first_line(error)}); {_REMEDIES}") from error

@@ -1,16 +1,22 @@
 from __future__ import annotations
 
+import os
+import resource
+import signal
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from edge.collapse import refuse_collapse, spread_of
 from edge.errors import TrainingError
 from edge.methods.views import TwoViews, ViewSpec
 from edge.snapshot import Snapshot
 from edge.view_loader import LoaderSpec, ViewLoader
+from runtime.pool import Pool, Seen
 from tests.conftest import fill_pool
 
 
@@ -61,6 +67,83 @@ def test_loader__a_damaged_frame_is_left_out_and_named_and_many_end_the_run(fram
         for number in range(3):
             list(loader(frames).epoch(number))
             list(one.epoch(number))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_loader__a_batch_that_is_all_damaged_takes_the_next_whole_frame(tmp_path: Path, workers: int) -> None:
+    fill_pool(tmp_path / "pool", 48)
+    frames = Snapshot.take(tmp_path / "pool", tmp_path / "run", None, 2)
+    order = np.random.default_rng((3, 1)).permutation(48)  # of the seed and the epoch below
+    for position in order[4:6]:
+        _damage(frames.path(int(position)))
+    made = loader(frames, batch=2, workers=workers)
+    whole = list(made.epoch(1))
+    assert len(whole) == 24
+    assert torch.equal(whole[2][0][0], whole[3][0][0])
+    assert list(made.damaged) == [frames.name(int(position)) for position in order[4:6]]
+    assert same(whole[2:], list(loader(frames, batch=2).epoch(1, first_step=2)))
+    second = list(loader(frames, batch=4, rank=1, world=4).epoch(1))[1]
+    assert second[0].shape[0] == 1, "a share of one frame that is damaged is filled as well"
+
+
+def test_loader__a_frame_that_is_no_image_or_cannot_be_read_is_left_out(tmp_path: Path) -> None:
+    fill_pool(tmp_path / "pool", 44)
+    with Pool.create(tmp_path / "pool") as pool:
+        pool.add_jpeg(b"no image", (8, 8), Seen("line", 2000.0, "test"))
+    frames = Snapshot.take(tmp_path / "pool", tmp_path / "run", None, 2)
+    frames.path(3).unlink()
+    made = loader(frames, batch=45)
+    assert len(next(made.epoch(0))[0]) == 45
+    assert set(made.damaged) == {frames.name(3), frames.name(44)}
+
+
+class Failing:
+    """Views whose maker does something to its own process."""
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+
+    def __call__(self, image: NDArray[np.uint8], rng: np.random.Generator) -> tuple[torch.Tensor, ...]:
+        if self.what == "refused":
+            raise TrainingError("a sentence; do this")
+        if self.what == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.what == "memory":  # files of shared memory have a size like others
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+        return (torch.zeros(1000),)
+
+
+@pytest.mark.parametrize(
+    ("what", "told"),
+    [
+        ("refused", r"^a sentence; do this$"),
+        ("killed", r"^a process that makes views was killed \(DataLoader worker.*\); take fewer --workers .*--shm-size\)$"),
+        ("memory", r"^no shared memory for a batch \(.*\); take fewer --workers .*--shm-size\)$"),
+    ],
+)
+def test_loader__what_ends_a_process_is_one_sentence(frames: Snapshot, what: str, told: str) -> None:
+    with pytest.raises(TrainingError, match=told):
+        list(ViewLoader(frames, Failing(what), LoaderSpec(7, 3, workers=2)).epoch(0))
+
+
+class Once(Failing):
+    """Fails from the second batch on."""
+
+    def __call__(self, image: NDArray[np.uint8], rng: np.random.Generator) -> tuple[torch.Tensor, ...]:
+        self.calls: int = getattr(self, "calls", 0) + 1
+        if self.calls > 7:
+            time.sleep(1.0)  # the first batch is being learnt from
+            return super().__call__(image, rng)
+        return (torch.zeros(3),)
+
+
+def test_loader__a_process_killed_while_the_training_computes_is_a_sentence_too(frames: Snapshot) -> None:
+    made = ViewLoader(frames, Once("killed"), LoaderSpec(7, 3, workers=1)).epoch(0)
+    next(made)
+    with pytest.raises(TrainingError, match="was killed"):
+        time.sleep(20)
+    del made
+    assert "edge" not in getattr(signal.getsignal(signal.SIGCHLD), "__module__", ""), "what it set is put back"
 
 
 def _damage(path: Path) -> None:
