@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import random
 import tarfile
 import time
@@ -128,7 +129,7 @@ class ShardSet:
         place, told = skip, f"{self.url}/{shard.name}"
         for attempt in range(_TRIES):
             try:
-                for position, found in enumerate(self._stream(shard)):
+                for position, found in enumerate(itertools.islice(self._stream(shard), shard.frames)):
                     if position >= place:
                         place = position + 1
                         yield found

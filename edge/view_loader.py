@@ -82,7 +82,7 @@ class ViewLoader:
             yield views
 
 
-def refuse_many(damaged: Collection[str], total: int) -> None:
+def refuse_many(damaged: Collection[str], total: int, remedy: str = "edge pool check POOL --repair") -> None:
     """Whether so many of `total` frames are damaged that it is no accident.
 
     Raises:
@@ -90,8 +90,7 @@ def refuse_many(damaged: Collection[str], total: int) -> None:
     """
     if len(damaged) > MOST_DAMAGED * total:
         raise TrainingError(
-            f"{len(damaged)} of {total} frames are damaged, first {next(iter(damaged))}; "
-            "find and remove them with: edge pool check POOL --repair"
+            f"{len(damaged)} of {total} frames are damaged, first {next(iter(damaged))}; find and remove them with: {remedy}"
         )
 
 

@@ -9,8 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from edge.errors import TrainingError
 from edge.methods.views import TwoViews, ViewSpec
@@ -19,6 +21,7 @@ from edge.shard_loader import ShardLoader
 from edge.shards import INDEX, ShardIndex, ShardSet, export_shards
 from edge.view_loader import LoaderSpec
 from runtime.errors import PoolError
+from runtime.images import decode_image
 from runtime.pool import Pool
 from tests.conftest import fill_pool
 from tests.edge.small_runs import same_weights
@@ -94,21 +97,91 @@ def test_loader__a_truncated_shard_stops_the_run_with_its_name(shards: Path, tmp
         list(loader(copy).epoch(0))
 
 
-def test_loader__damaged_pictures_are_left_out_and_named(shards: Path, tmp_path: Path) -> None:
+class Told:
+    """Views that tell which frame it was and what was drawn."""
+
+    def __call__(self, image: NDArray[np.uint8], rng: np.random.Generator) -> tuple[torch.Tensor, ...]:
+        return (torch.tensor([image.mean(), rng.random()], dtype=torch.float64),)
+
+
+def told(shards: Path, first_step: int = 0, **changes: int) -> tuple[list[torch.Tensor], ShardLoader]:
+    """The batches of an epoch, in each what its frames were, and their loader."""
+    made = ShardLoader(ShardSet.open(str(shards)), Told(), LoaderSpec(**{"batch": 4, "seed": 3, **changes}))
+    return [views[0] for views in made.epoch(0, first_step)], made
+
+
+@pytest.mark.parametrize(("workers", "batch", "steps"), [(0, 3, 13), (2, 2, 19), (3, 4, 8), (3, 1, 40)])
+def test_loader__readers_of_unequal_shards_go_on_at_any_step(
+    shards: Path, tmp_path: Path, workers: int, batch: int, steps: int
+) -> None:
+    export_shards(shards.parent / "pool", tmp_path / "out", per_shard=16)  # 16, 16 and 8
+    whole, made = told(tmp_path / "out", workers=workers, batch=batch)
+    assert len(whole) == made.steps == steps
+    for first in {1, 2, 5, steps // 2, steps - 4, steps - 3, steps - 2, steps - 1}:
+        rest, _ = told(tmp_path / "out", first, workers=workers, batch=batch)
+        assert torch.equal(torch.stack(rest), torch.stack(whole[first:])), first
+    assert told(tmp_path / "out", steps, workers=workers, batch=batch)[0] == []
+
+
+def test_loader__steps_are_what_every_order_of_the_shards_gives() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        counts = rng.integers(1, 30, size=rng.integers(6, 12)).tolist()
+        world, workers, share = (int(rng.integers(1, most)) for most in (3, 4, 6))
+        index = ShardIndex.model_validate({"shards": [{"name": f"s{i}.tar", "frames": n} for i, n in enumerate(counts)]})
+        try:
+            made = ShardLoader(ShardSet("nowhere", index), Told(), LoaderSpec(share * world, 0, workers, world=world))
+        except TrainingError:
+            continue
+        mine = [rng.permutation(counts[rank::world]) for rank in range(world)]
+        found = [sum(int(part[reader::workers].sum()) // share for reader in range(workers)) for part in mine]
+        assert made.steps <= min(found)
+        assert made.steps == min(found) or workers > 1, "a single reader leaves out what fills no batch, and no more"
+
+
+@pytest.mark.parametrize(("batch", "workers"), [(2, 0), (1, 0), (4, 2)])
+def test_loader__damaged_pictures_leave_all_other_batches_as_they_are(
+    shards: Path, tmp_path: Path, batch: int, workers: int
+) -> None:
     copy = Path(shutil.copytree(shards, tmp_path / "copy"))
-    _damage_one(copy / "shard-000000.tar")
-    made = loader(copy)
-    list(made.epoch(0))
+    clean, _ = told(copy, batch=batch, workers=workers)
+    _damage(copy, clean[3][0, 0])
+    whole, made = told(copy, batch=batch, workers=workers)
     assert len(made.damaged) == 1
+    assert len(whole) == made.steps == len(clean)
+    changed = [step for step, (one, two) in enumerate(zip(clean, whole, strict=True)) if not torch.equal(one, two)]
+    assert changed == [3], "also where it is the first of its batch, or the whole of it"
+    for first in (3, 4, 7):
+        assert torch.equal(torch.stack(told(copy, first, batch=batch, workers=workers)[0]), torch.stack(whole[first:]))
 
 
-def _damage_one(path: Path) -> None:
-    with tarfile.open(path) as tar:
-        member = tar.getmembers()[0]
-        offset = member.offset_data
-    data = bytearray(path.read_bytes())
-    data[offset : offset + member.size] = bytes(member.size)
-    path.write_bytes(bytes(data))
+def test_loader__many_damaged_pictures_end_the_run(shards: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(shards, tmp_path / "copy"))
+    clean, _ = told(copy)
+    for view in clean[0][:3]:
+        _damage(copy, view[0])
+    with pytest.raises(TrainingError, match=r"3 of 40 frames are damaged, first .*edge pool check POOL --repair, then export"):
+        told(copy)
+
+
+def _damage(folder: Path, mean: torch.Tensor) -> None:
+    """Overwrites the picture of that mean value."""
+    for path in sorted(folder.glob("*.tar")):
+        data = bytearray(path.read_bytes())
+        with tarfile.open(path) as tar:
+            for member in tar.getmembers():
+                place = slice(member.offset_data, member.offset_data + member.size)
+                if decode_image(bytes(data[place]), member.name).mean() == float(mean):
+                    data[place] = bytes(member.size)
+                    path.write_bytes(data)
+                    return
+
+
+def test_loader__a_sentence_from_a_reader_is_not_wrapped(shards: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(shards, tmp_path / "copy"))
+    (copy / "shard-000001.tar").unlink()
+    with pytest.raises(TrainingError, match=r"^[^\n]*shard-000001\.tar cannot be read: [^\n]*--resume$"):
+        told(copy, workers=2)
 
 
 @pytest.mark.parametrize(
