@@ -12,15 +12,15 @@ import itertools
 import random
 import tarfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edge.errors import TrainingError
-from runtime.errors import MissingPackageError, PoolError
+from runtime.errors import EdgeloopError, MissingPackageError, PoolError, first_line
 from runtime.files import write_atomically
 from runtime.pool import Pool
 from runtime.progress import Progress
@@ -29,6 +29,12 @@ INDEX = "index.json"
 _MOST_BYTES = 64 * 2**20  # of one frame; a tar from elsewhere may claim anything
 _TRIES, _PAUSE_S = 4, 0.5
 _READ_AHEAD = 4 * 2**20
+_HTTP = ("http://", "https://")
+_ADDRESS = "give a folder, or an address that begins with https:// or s3://"
+_WRITE = "write shards with: edge pool export POOL OUT"
+# Of botocore, which need not be installed.
+_NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "ProfileNotFound")
+_Item = TypeVar("_Item")
 
 
 class Shard(BaseModel):
@@ -107,10 +113,10 @@ class ShardSet:
         """
         url = url.rstrip("/")
         try:
-            data = _retried(lambda: _read_whole(f"{url}/{INDEX}"), f"{url}/{INDEX}")
+            (data,) = _again(f"{url}/{INDEX}", lambda: _whole(f"{url}/{INDEX}"), _WRITE)
             return cls(url, ShardIndex.model_validate_json(data))
         except ValidationError as error:
-            raise TrainingError(f"{url}/{INDEX} is no index of shards; write them with: edge pool export") from error
+            raise TrainingError(f"{url}/{INDEX} is no index of shards; {_WRITE}") from error
 
     @property
     def digest(self) -> str:
@@ -120,30 +126,16 @@ class ShardSet:
     def __len__(self) -> int:
         return sum(shard.frames for shard in self.index.shards)
 
-    def frames(self, shard: Shard, skip: int = 0) -> Iterator[tuple[str, bytes]]:
+    def frames(self, shard: Shard) -> Iterator[tuple[str, bytes]]:
         """Name and bytes of each frame of a shard, in its order; one that vanishes in the middle is asked for again.
 
         Raises:
             TrainingError: it cannot be read to its end.
         """
-        place, told = skip, f"{self.url}/{shard.name}"
-        for attempt in range(_TRIES):
-            try:
-                for position, found in enumerate(itertools.islice(self._stream(shard), shard.frames)):
-                    if position >= place:
-                        place = position + 1
-                        yield found
-                if place < shard.frames:
-                    raise EOFError(f"it ends after {place} of {shard.frames} frames")
-                return
-            except Exception as error:  # storages raise what they like: aiohttp's and botocore's errors are no OSError
-                if attempt == _TRIES - 1:
-                    raise TrainingError(
-                        f"{told} cannot be read: {error}; see to the storage and go on with --resume"
-                    ) from error
-                time.sleep(_PAUSE_S * 2**attempt)
+        return _again(f"{self.url}/{shard.name}", lambda: self._stream(shard), "put it back", ", then go on with --resume")
 
     def _stream(self, shard: Shard) -> Iterator[tuple[str, bytes]]:
+        found = 0
         with _opened(f"{self.url}/{shard.name}") as stream, tarfile.open(fileobj=stream, mode="r|") as tar:
             for member in tar:
                 if not member.isfile():
@@ -154,38 +146,81 @@ class ShardSet:
                 if len(data) < member.size:
                     raise EOFError(f"{member.name[:80]} is cut off")
                 yield member.name, data
+                found += 1
+                if found == shard.frames:  # readers count on what the index says
+                    return
+        raise EOFError(f"it ends after {found} of {shard.frames} frames")
 
 
 def _opened(url: str) -> IO[bytes]:
+    """Raises what the storage does; TrainingError for what is no address."""
     try:
         from fsspec.core import url_to_fs
 
         filesystem, path = url_to_fs(url)
         return cast(IO[bytes], filesystem.open(path, "rb", **_options(url)))
     except ImportError as error:
-        raise MissingPackageError(error.name or "fsspec", "fleet") from error
+        wanted = error if error.__cause__ is None else error.__cause__  # fsspec tells a missing storage in words of its own
+        if wanted is error or url.startswith((*_HTTP, "s3://")):
+            raise MissingPackageError(getattr(wanted, "name", None) or "fsspec", "fleet") from error
+        raise TrainingError(f"{url} cannot be read: {first_line(error)}; or {_ADDRESS}") from error
+    except (FileNotFoundError, ValueError) as error:
+        # Over HTTP fsspec tells whatever fails at first as a file that is not there.
+        reason = error.__cause__ if error.__cause__ is not None and url.startswith(_HTTP) else error
+        if isinstance(reason, ValueError):
+            raise TrainingError(f"{url} cannot be read: {first_line(reason)}; {_ADDRESS}") from error
+        raise reason  # noqa: B904
 
 
 def _options(url: str) -> dict[str, Any]:
     """Streams are read from begin to end: fetch ahead, keep nothing."""
-    if url.startswith(("http://", "https://")):
+    if url.startswith(_HTTP):
         return {"block_size": 0}  # as it comes, also from servers that know no ranges
     return {"block_size": _READ_AHEAD, "cache_type": "readahead"} if url.startswith("s3://") else {}
 
 
-def _read_whole(url: str) -> bytes:
+def _whole(url: str) -> Iterator[bytes]:
     with _opened(url) as stream:
-        return stream.read(_MOST_BYTES)
+        yield stream.read(_MOST_BYTES)
 
 
-def _retried(read: Any, told: str) -> Any:
+def _again(url: str, items: Callable[[], Iterator[_Item]], missing: str, then: str = "") -> Iterator[_Item]:
+    """What a stream gives; one that breaks is opened again and goes on where it broke.
+
+    Args:
+        url: what is read.
+        items: opens it anew.
+        missing: what to do where there is nothing.
+        then: what follows any remedy.
+
+    Raises:
+        TrainingError: it broke too often, or asking again is no use.
+    """
+    place = 0
     for attempt in range(_TRIES):
         try:
-            return read()
-        except FileNotFoundError as error:
-            raise TrainingError(f"{told} does not exist; write shards with: edge pool export POOL OUT") from error
-        except OSError as error:
+            for item in itertools.islice(items(), place, None):
+                place += 1
+                yield item
+            return
+        except EdgeloopError:
+            raise
+        except Exception as error:  # storages raise what they like: aiohttp's and botocore's errors are no OSError
+            if told := _final(error, missing):
+                raise TrainingError(f"{url} cannot be read: {told}{then}") from error
             if attempt == _TRIES - 1:
-                raise TrainingError(f"{told} cannot be read: {error}; check address, network and credentials") from error
-            time.sleep(_PAUSE_S * 2**attempt)
-    raise AssertionError("unreachable")
+                raise TrainingError(f"{url} cannot be read: {first_line(error)}; see to storage and network{then}") from error
+        time.sleep(_PAUSE_S * 2**attempt)
+
+
+def _final(error: Exception, missing: str) -> str:
+    """Reason and remedy where asking again is no use, "" elsewhere."""
+    status = getattr(error, "status", None)  # of HTTP
+    if isinstance(error, FileNotFoundError) or status in (404, 410):
+        return f"it does not exist; {missing}"
+    if status in (401, 403) or isinstance(error, PermissionError) or type(error).__name__ in _NO_CREDENTIALS:
+        return (
+            f"access is refused ({first_line(error)}); give the right to read it (for s3://, AWS_PROFILE or "
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY)"
+        )
+    return ""

@@ -197,7 +197,7 @@ def test_open__what_is_no_index_of_ours(tmp_path: Path, text: str) -> None:
     (tmp_path / INDEX).write_text(text)
     with pytest.raises(TrainingError, match="no index of shards"):
         ShardSet.open(str(tmp_path))
-    with pytest.raises(TrainingError, match="does not exist; write shards with"):
+    with pytest.raises(TrainingError, match=r"it does not exist; write shards with: edge pool export POOL OUT$"):
         ShardSet.open(str(tmp_path / "nowhere"))
 
 
@@ -235,6 +235,52 @@ def test_http__a_shard_that_vanishes_in_the_middle_is_asked_for_again(shards: Pa
     assert len(kind.broken) >= 3, "each was cut once"
 
 
+class Refusing(http.server.BaseHTTPRequestHandler):
+    """`/403/…` answers 403."""
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        self.send_error(int(self.path.split("/")[1]))
+
+    do_HEAD = do_GET  # noqa: N815
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("{server}/403", r"access is refused \(403, .*\); give the right to read it \(.*AWS_PROFILE.*\)"),
+        ("{server}/401", r"access is refused \(401, .*"),
+        ("{server}/404", r"it does not exist; write shards with: edge pool export POOL OUT"),
+        ("{server}/503", r"503, .*; see to storage and network"),
+        ("http://127.0.0.1:1", r"Cannot connect to host .*; see to storage and network"),
+        ("http://127.0.0.1:port", r"Invalid URL: .*; give a folder, or an address that begins with https:// or s3://"),
+        ("foo://bucket/x", r"Protocol not known: foo; give a folder, or an address .*"),
+        ("gs://bucket/x", r"Please install gcsfs .*; or give a folder, or an address .*"),
+    ],
+)
+def test_open__what_a_storage_refuses_is_one_sentence(url: str, told: str) -> None:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as found:
+        threading.Thread(target=found.serve_forever, daemon=True).start()
+        with pytest.raises(TrainingError, match=rf"^[^\n]*/index\.json cannot be read: {told}$"):
+            ShardSet.open(url.format(server=f"http://127.0.0.1:{found.server_address[1]}"))
+        found.shutdown()
+
+
+def test_open__s3_without_credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    s3fs = pytest.importorskip("s3fs", reason="pip install 'edgeloop[fleet]'")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    s3fs.S3FileSystem.clear_instance_cache()
+    with pytest.raises(
+        TrainingError, match=r"index\.json cannot be read: access is refused \(Unable to locate credentials\); .*AWS_P"
+    ):
+        ShardSet.open("s3://bucket/x")
+
+
 def test_http__one_that_stays_away_is_a_clear_stop(server: tuple[str, type[Flaky]]) -> None:
     url, kind = server
     kind.always = True
@@ -246,8 +292,10 @@ def test_http__one_that_stays_away_is_a_clear_stop(server: tuple[str, type[Flaky
 def s3(shards: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, Any]]:
     """The shards in a bucket of moto's server, and a client of it."""
     server_module = pytest.importorskip("moto.server", reason="pip install 'edgeloop[dev]'")
-    pytest.importorskip("s3fs", reason="pip install 'edgeloop[fleet]'")
+    s3fs = pytest.importorskip("s3fs", reason="pip install 'edgeloop[fleet]'")
     import boto3
+
+    s3fs.S3FileSystem.clear_instance_cache()  # one that found no credentials is kept as well
 
     server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
     server.start()
