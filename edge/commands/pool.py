@@ -73,13 +73,16 @@ def info(pool: Annotated[Path, typer.Argument(help="The pool.")], as_json: Json 
 
 def export(
     pool: Annotated[Path, typer.Argument(help="The pool.")],
-    out: Annotated[Path, typer.Argument(help="Where the shards go.")],
+    out: Annotated[str, typer.Argument(help="The folder where the shards go.")],
     per_shard: Annotated[int, typer.Option(min=1, help="Frames in each tar file.")] = 1000,
 ) -> None:
-    """Writes a pool's frames as shards (tar files), for `edge pretrain --shards`."""
+    """Writes a pool's frames as shards (tar files), for `edge pretrain --shards`. Damaged ones are left out and named."""
+    from edge.errors import TrainingError
     from edge.shards import export_shards
 
-    index = export_shards(pool, out, per_shard)
+    if "://" in out:  # as a path it would become a folder `s3:` here
+        raise TrainingError(f"shards are written to a folder, and {out} is an address; give a folder, then copy it there")
+    index = export_shards(pool, Path(out), per_shard)
     typer.echo(f"{out}: {sum(shard.frames for shard in index.shards)} frames in {len(index.shards)} shards")
 
 

@@ -3,9 +3,10 @@ from __future__ import annotations
 import functools
 import http.server
 import shutil
+import subprocess
 import tarfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,45 @@ def test_export__an_empty_pool(tmp_path: Path) -> None:
     with pytest.raises(PoolError, match="is empty"):
         export_shards(tmp_path / "pool", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_export__what_was_evicted_or_is_damaged_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fill_pool(tmp_path / "pool", 40)
+    with Pool.open(tmp_path / "pool") as pool:
+        files = [pool.file_of(entry) for entry in pool.entries()]
+    for path in files[:7]:
+        path.unlink()
+    for path in files[7:9]:
+        path.write_bytes(b"cut off")
+    index = export_shards(tmp_path / "pool", tmp_path / "out", per_shard=10)
+    assert [shard.frames for shard in index.shards] == [10, 10, 10, 1], "shards are filled up, but for the last"
+    shards = ShardSet.open(str(tmp_path / "out"))
+    found = {name for shard in index.shards for name, _ in shards.frames(shard)}
+    assert found == {path.name for path in files[9:]}
+    told = capsys.readouterr().err
+    assert {line for line in told.splitlines() if "left out" in line} == {
+        f"left out, damaged: {path.name}" for path in files[7:9]
+    }
+
+
+def test_export__many_damaged_frames_end_it_and_leave_nothing(tmp_path: Path) -> None:
+    fill_pool(tmp_path / "pool", 40)
+    with Pool.open(tmp_path / "pool") as pool:
+        files = [pool.file_of(entry) for entry in pool.entries()]
+    for path in files[:3]:
+        path.write_bytes(b"cut off")
+    with pytest.raises(PoolError, match=r"^3 of 40 frames are damaged, first \w+\.jpg; .*: edge pool check .*pool --repair$"):
+        export_shards(tmp_path / "pool", tmp_path / "out", per_shard=2)
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_export__an_address_is_refused(edge: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
+    fill_pool(tmp_path / "pool", 2)
+    done = edge("pool", "export", "pool", "s3://bucket/x")
+    told = "edge: shards are written to a folder, and s3://bucket/x is an address; give a folder, then copy it there\n"
+    assert (done.returncode, done.stderr) == (2, told)
+    assert [path.name for path in tmp_path.iterdir()] == ["pool"]
+    assert "out: 2 frames in 1 shards" in edge("pool", "export", "pool", "out").stdout
 
 
 def loader(shards: Path | str, **changes: int) -> ShardLoader:
