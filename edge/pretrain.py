@@ -236,12 +236,14 @@ def _prepared(
         raise TrainingError(f"{len(frames)} frames are fewer than {fabric.world_size} processes; start fewer")
     seed_everything(request.seed, 0)  # of the method's own layers
     trunk = Trunk(detector, request.model, request.part)
-    steps = request.epochs * (len(frames) // batch)
-    settings = Settings(request.imgsz, batch, len(frames), steps, request.upright, request.teacher, request.anchor)
+    spec = LoaderSpec(batch, request.seed, request.workers, fabric.global_rank, fabric.world_size)
+    steps = ViewLoader.steps_in(frames, spec) if isinstance(frames, Snapshot) else ShardLoader.steps_in(frames, spec)
+    settings = Settings(
+        request.imgsz, batch, len(frames), request.epochs * steps, request.upright, request.teacher, request.anchor
+    )
     method: Any = build_method(request.method, trunk, settings).to(memory_format=torch.channels_last)
     if request.activation_checkpointing:
         checkpoint_activations(layers_of(detector, request.model))
-    spec = LoaderSpec(batch, request.seed, request.workers, fabric.global_rank, fabric.world_size)
     views = method.views
     loader = ViewLoader(frames, views, spec) if isinstance(frames, Snapshot) else ShardLoader(frames, views, spec)
     wrapped, optimizer = fabric.setup(method, adamw([(method, request.lr)], _WEIGHT_DECAY))

@@ -42,14 +42,19 @@ class ShardLoader:
 
     @property
     def steps(self) -> int:
+        """See `steps_in`."""
+        return self.steps_in(self._shards, self._spec)
+
+    @staticmethod
+    def steps_in(shards: ShardSet, spec: LoaderSpec) -> int:
         """Batches of each epoch, the same number in all processes, or those that train together would wait for ever.
 
         Frames that fill no batch are left out, and every reader has such a rest of its own. How large the rests are depends
         on which shards a reader has in an epoch; here each is as large as it can be, one frame short of a batch.
         """
-        share, rest = self._spec.batch // self._spec.world, self._spec.batch // self._spec.world - 1
-        fewest = min(_frames(self._shards.index.shards[rank :: self._spec.world]) for rank in range(self._spec.world))
-        return (fewest - (max(1, self._spec.workers) - 1) * rest) // share
+        share = spec.batch // spec.world
+        fewest = min(_frames(shards.index.shards[rank :: spec.world]) for rank in range(spec.world))
+        return (fewest - (max(1, spec.workers) - 1) * (share - 1)) // share
 
     def epoch(self, number: int, first_step: int = 0) -> Iterator[tuple[torch.Tensor, ...]]:
         """The batches of an epoch from one on.

@@ -62,8 +62,13 @@ class ViewLoader:
 
     @property
     def steps(self) -> int:
+        """See `steps_in`."""
+        return self.steps_in(self._frames, self._spec)
+
+    @staticmethod
+    def steps_in(frames: Snapshot, spec: LoaderSpec) -> int:
         """Batches in an epoch; the rest of the frames that does not fill one is left out of it."""
-        return len(self._frames) // self._spec.batch
+        return len(frames) // spec.batch
 
     def epoch(self, number: int, first_step: int = 0) -> Iterator[tuple[torch.Tensor, ...]]:
         """The batches of an epoch from one on, this process's share of each.
