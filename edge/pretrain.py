@@ -144,7 +144,7 @@ def _pretrained(request: PretrainRequest) -> Path:
 
     remedies = "lower it or --imgsz, give --activation-checkpointing, or --chunk (less memory still)"
     left = (request.epochs - run.epoch) * loader.steps - run.step_in_epoch
-    with memory_told(request.batch, remedies), Progress("pretrain", left) as progress:
+    with memory_told(request.batch, remedies), Progress("pretrain", left, shown=is_first()) as progress:
         for _ in run.epochs(loader.steps):
             figures = _Epoch(run, trained, loader, request).train(checkpoint, progress)
             run.finish_epoch(checkpoint(), figures)
@@ -299,7 +299,7 @@ class _Epoch:
         for made in loader.epoch(run.epoch, run.step_in_epoch):
             views = self._fabric.to_device(made)
             step = run.epoch * loader.steps + run.step_in_epoch
-            seed_everything(self._request.seed, step)
+            seed_everything(self._request.seed, step * self._fabric.world_size + self._fabric.global_rank)
             losses.append(self._step(views))
             self._method.after_step(step)
             if self._average:
@@ -307,8 +307,7 @@ class _Epoch:
             run.step_in_epoch += 1
             images += len(views[0]) * self._fabric.world_size
             progress.advance(f"loss {np.mean(losses):.3f}")
-            in_turn = run.step_in_epoch % max(1, self._request.workers) == 0  # readers of shards take turns
-            if in_turn and time.monotonic() - saved_s > self._request.save_every_s:
+            if time.monotonic() - saved_s > self._request.save_every_s:
                 run.save(checkpoint())
                 saved_s = time.monotonic()
         seconds = time.monotonic() - began_s

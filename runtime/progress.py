@@ -16,10 +16,11 @@ _TERMINAL_S, _LOG_S = 0.2, 15.0  # how often a bar is redrawn, and how often a l
 class Progress:
     """Counts up to `total`; use it in a `with`."""
 
-    def __init__(self, title: str, total: int) -> None:
-        self._title, self._total = title, max(1, total)
+    def __init__(self, title: str, total: int, *, shown: bool = True) -> None:
+        """Not shown, it only counts: of several processes one tells."""
+        self._title, self._total, self._wanted = title, max(1, total), shown
         self._done, self._start, self._shown = 0, time.monotonic(), 0.0
-        self._live = sys.stderr.isatty()
+        self._live = shown and sys.stderr.isatty()
 
     def __enter__(self) -> Progress:
         self._show("", force=True)
@@ -43,6 +44,8 @@ class Progress:
 
     def _show(self, note: str, *, force: bool) -> None:
         now = time.monotonic()
+        if not self._wanted:
+            return
         if not force and now - self._shown < (_TERMINAL_S if self._live else _LOG_S):
             return
         self._shown = now

@@ -87,6 +87,7 @@ def pretrain(
     from edge.errors import TrainingError
     from edge.pretrain import PretrainRequest, most_of
     from edge.pretrain import pretrain as start
+    from edge.processes import is_first
 
     if (pool is None) == (not shards):
         raise TrainingError("name the frames with --pool, or with --shards, and not with both")
@@ -95,7 +96,9 @@ def pretrain(
         upright=upright, chunk=chunk, workers=workers, precision=precision, shards=shards, anchor=anchor,
         interpolate=interpolate, average=average, activation_checkpointing=activation_checkpointing,
     )  # fmt: skip
-    typer.echo(str(start(request)))
+    path = start(request)
+    if is_first():
+        typer.echo(str(path))
 
 
 def finetune(

@@ -48,6 +48,7 @@ def test_pretrain__two_processes_have_the_loss_of_one(pool_dir: Path, tmp_path: 
         assert done.returncode == 0, done.stderr[-3000:]
         losses[processes] = [json.loads(line)["loss"] for line in (out / "log.jsonl").read_text().splitlines()]
         assert load_checkpoint(out / "backbone.pt").lineage["ssl"] == method
+        assert done.stdout == f"{out / 'backbone.pt'}\n", "one process tells"
     # Batch norm sees half of the batch in each process, four images here; all else is the same. Without the negatives of the
     # other process SimCLR's loss would begin a quarter lower (ln 7 for ln 15).
     assert losses[2] == pytest.approx(losses[1], rel=0.2)
