@@ -199,6 +199,6 @@ def _as_sentence() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if "DataLoader worker" not in f"{error}":
+        if "DataLoader worker (pid" not in f"{error}":  # one that met a mistake of ours tells its traceback
             raise
         raise TrainingError(f"a process that makes views was killed ({first_line(error)}); {_REMEDIES}") from error

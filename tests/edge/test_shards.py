@@ -273,6 +273,8 @@ def test_http__a_shard_that_vanishes_in_the_middle_is_asked_for_again(shards: Pa
     url, kind = server
     assert same(list(loader(url).epoch(0)), list(loader(shards).epoch(0)))
     assert len(kind.broken) >= 3, "each was cut once"
+    kind.broken.clear()
+    assert same(list(loader(url, workers=2).epoch(0)), list(loader(shards, workers=2).epoch(0)))
 
 
 class Refusing(http.server.BaseHTTPRequestHandler):

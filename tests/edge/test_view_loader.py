@@ -106,7 +106,10 @@ class Failing:
     def __call__(self, image: NDArray[np.uint8], rng: np.random.Generator) -> tuple[torch.Tensor, ...]:
         if self.what == "refused":
             raise TrainingError("a sentence; do this")
+        if self.what == "mistaken":
+            raise RuntimeError("a mistake of ours")
         if self.what == "killed":
+            time.sleep(0.3)  # PyTorch looks after its processes once all have begun; earlier it takes 5 s to notice
             os.kill(os.getpid(), signal.SIGKILL)
         if self.what == "memory":  # files of shared memory have a size like others
             resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
@@ -126,7 +129,12 @@ def test_loader__what_ends_a_process_is_one_sentence(frames: Snapshot, what: str
         list(ViewLoader(frames, Failing(what), LoaderSpec(7, 3, workers=2)).epoch(0))
 
 
-class Once(Failing):
+def test_loader__a_mistake_in_a_process_keeps_its_traceback(frames: Snapshot) -> None:
+    with pytest.raises(RuntimeError, match=r"(?s)Traceback.*a mistake of ours"):
+        list(ViewLoader(frames, Failing("mistaken"), LoaderSpec(7, 3, workers=1)).epoch(0))
+
+
+class Later(Failing):
     """Fails from the second batch on."""
 
     def __call__(self, image: NDArray[np.uint8], rng: np.random.Generator) -> tuple[torch.Tensor, ...]:
@@ -138,7 +146,7 @@ class Once(Failing):
 
 
 def test_loader__a_process_killed_while_the_training_computes_is_a_sentence_too(frames: Snapshot) -> None:
-    made = ViewLoader(frames, Once("killed"), LoaderSpec(7, 3, workers=1)).epoch(0)
+    made = ViewLoader(frames, Later("killed"), LoaderSpec(7, 3, workers=1)).epoch(0)
     next(made)
     with pytest.raises(TrainingError, match="was killed"):
         time.sleep(20)
