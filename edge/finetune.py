@@ -17,6 +17,7 @@ from converters.checkpoint import HELD_OUT, Checkpoint, detector_from_checkpoint
 from converters.errors import CheckpointError
 from edge.errors import TrainingError
 from edge.fused_looks import fused_looks
+from edge.loader_processes import killed_told
 from edge.pool_light import PoolLight
 from edge.processes import Precision, detection_loss, launched_fabric, several
 from edge.run_folder import run_folder
@@ -189,7 +190,7 @@ def _train(request: FinetuneRequest) -> Finetuned:
         return Finetuned(path, found, run.extra.get("figures", []))
     loaders, found = _Loaders(dataset, (), request), None
     left = (request.epochs - run.epoch) * steps_an_epoch
-    with memory_told(request.batch, _REMEDIES), Progress("finetune", left) as progress:
+    with memory_told(request.batch, _REMEDIES), killed_told(), Progress("finetune", left) as progress:
         ema.updates = run.epoch * steps_an_epoch
         for epoch in run.epochs(steps_an_epoch):
             if request.pool and epoch >= _alone(request) and not loaders.with_frames:

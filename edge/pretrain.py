@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from converters.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from edge.errors import TrainingError
+from edge.loader_processes import killed_told
 from edge.methods import METHODS, Settings, build_method, kind_of
 from edge.processes import Precision, is_first, launched_fabric, several, world_size
 from edge.run_folder import LAST, run_folder
@@ -144,7 +145,7 @@ def _pretrained(request: PretrainRequest) -> Path:
 
     remedies = "lower it or --imgsz, give --activation-checkpointing, or --chunk (less memory still)"
     left = (request.epochs - run.epoch) * loader.steps - run.step_in_epoch
-    with memory_told(request.batch, remedies), Progress("pretrain", left, shown=is_first()) as progress:
+    with memory_told(request.batch, remedies), killed_told(), Progress("pretrain", left, shown=is_first()) as progress:
         for _ in run.epochs(loader.steps):
             figures = _Epoch(run, trained, loader, request).train(checkpoint, progress)
             run.finish_epoch(checkpoint(), figures)

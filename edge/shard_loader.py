@@ -16,9 +16,10 @@ import torch
 from numpy.typing import NDArray
 
 from edge.errors import TrainingError
+from edge.loader_processes import Made, batches_of
 from edge.methods import Views
 from edge.shards import Shard, ShardSet
-from edge.view_loader import LoaderSpec, Made, batches_of, refuse_many, stacked
+from edge.view_loader import LoaderSpec, refuse_many, stacked
 from runtime.errors import EdgeloopError, SourceError
 from runtime.images import decode_image
 

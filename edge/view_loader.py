@@ -7,27 +7,17 @@ batches that it would have seen.
 from __future__ import annotations
 
 import itertools
-import signal
-import threading
-import warnings
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from types import FrameType
-from typing import Any
 
 import numpy as np
 import torch
 
 from edge.errors import TrainingError
+from edge.loader_processes import Made, batches_of
 from edge.methods import Views
 from edge.snapshot import MOST_DAMAGED, Snapshot
-from runtime.errors import EdgeloopError, PoolError, SourceError, first_line
-
-_REMEDIES = "take fewer --workers or a smaller --batch, or give more shared memory (docker run --shm-size)"
-# A batch and the names of the damaged frames that were met on the way to it; or why there is none, a value because an exception
-# would come out of a loader process with its whole traceback as its message.
-Made = tuple[tuple[torch.Tensor, ...], list[str]] | TrainingError
+from runtime.errors import EdgeloopError, PoolError, SourceError
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,64 +131,3 @@ def stacked(whole: list[tuple[torch.Tensor, ...]], count: int) -> tuple[torch.Te
 def _laid_out(view: torch.Tensor) -> torch.Tensor:
     """Images with their channels last, as convolutions on CPUs and tensor cores want them; anything else as it is."""
     return view.contiguous(memory_format=torch.channels_last) if view.ndim == 4 else view
-
-
-def batches_of(dataset: torch.utils.data.Dataset[Made], **options: Any) -> Iterator[tuple[tuple[torch.Tensor, ...], list[str]]]:
-    """What PyTorch's DataLoader gives, with as many processes as the user asked for, without advice about cores.
-
-    Raises:
-        TrainingError: one that the dataset gave, or a process was killed.
-    """
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="This DataLoader will create")
-        made = iter(torch.utils.data.DataLoader(dataset, batch_size=None, collate_fn=_handed_over, **options))
-    with _killed_told():
-        for found in made:
-            if isinstance(found, TrainingError):
-                raise found
-            yield found
-
-
-def _handed_over(made: Any) -> Any:
-    """A `Made` into shared memory, while a lack of it can be told: the thread that does so later would drop the batch for good."""
-    if torch.utils.data.get_worker_info() is None or isinstance(made, TrainingError):
-        return made
-    try:
-        for view in made[0]:
-            view.share_memory_()
-    except RuntimeError as error:
-        return TrainingError(f"no shared memory for a batch ({first_line(error)}); {_REMEDIES}")
-    return made
-
-
-@contextmanager
-def _killed_told() -> Iterator[None]:
-    """Within, a loader process that is killed is a sentence.
-
-    PyTorch raises it from a signal's handler, so that it can come out of anything that the main thread does meanwhile.
-    """
-    theirs: Any = signal.getsignal(signal.SIGCHLD)
-
-    def tell(number: int, frame: FrameType | None) -> None:
-        with _as_sentence():
-            theirs(number, frame)
-
-    ours = callable(theirs) and threading.current_thread() is threading.main_thread()
-    if ours:
-        signal.signal(signal.SIGCHLD, tell)
-    try:
-        with _as_sentence():
-            yield
-    finally:
-        if ours:
-            signal.signal(signal.SIGCHLD, theirs)
-
-
-@contextmanager
-def _as_sentence() -> Iterator[None]:
-    try:
-        yield
-    except RuntimeError as error:
-        if "DataLoader worker (pid" not in f"{error}":  # one that met a mistake of ours tells its traceback
-            raise
-        raise TrainingError(f"a process that makes views was killed ({first_line(error)}); {_REMEDIES}") from error

@@ -78,7 +78,7 @@ def export(
 ) -> None:
     """Writes a pool's frames as shards (tar files), for `edge pretrain --shards`. Damaged ones are left out and named."""
     from edge.errors import TrainingError
-    from edge.shards import export_shards
+    from edge.shard_export import export_shards
 
     if "://" in out:  # as a path it would become a folder `s3:` here
         raise TrainingError(f"shards are written to a folder, and {out} is an address; give a folder, then copy it there")

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from edge.errors import TrainingError
 from edge.methods.views import TwoViews, ViewSpec
 from edge.pretrain import PretrainRequest, pretrain
+from edge.shard_export import export_shards
 from edge.shard_loader import ShardLoader
-from edge.shards import INDEX, ShardIndex, ShardSet, export_shards
+from edge.shards import INDEX, ShardIndex, ShardSet
 from edge.view_loader import LoaderSpec
 from runtime.errors import PoolError
 from runtime.images import decode_image

@@ -1,0 +1,63 @@
+"""Batches from PyTorch's loader processes, whose mishaps are sentences."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from edge.errors import TrainingError
+from runtime.errors import first_line
+
+_REMEDIES = "take fewer --workers or a smaller --batch, or give more shared memory (docker run --shm-size)"
+# A batch and the names of the damaged frames that were met on the way to it; or why there is none, a value because an exception
+# would come out of a loader process with its whole traceback as its message.
+Made = tuple[tuple[torch.Tensor, ...], list[str]] | TrainingError
+
+
+def batches_of(dataset: torch.utils.data.Dataset[Made], **options: Any) -> Iterator[tuple[tuple[torch.Tensor, ...], list[str]]]:
+    """What PyTorch's DataLoader gives, with as many processes as the user asked for, without advice about cores.
+
+    Raises:
+        TrainingError: one that the dataset gave, or a process was killed.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="This DataLoader will create")
+        made = iter(torch.utils.data.DataLoader(dataset, batch_size=None, collate_fn=_handed_over, **options))
+    with killed_told():
+        for found in made:
+            if isinstance(found, TrainingError):
+                raise found
+            yield found
+
+
+def _handed_over(made: Any) -> Any:
+    """A `Made` into shared memory, while a lack of it can be told: the thread that does so later would drop the batch for good."""
+    if torch.utils.data.get_worker_info() is None or isinstance(made, TrainingError):
+        return made
+    try:
+        for view in made[0]:
+            view.share_memory_()
+    except RuntimeError as error:
+        return TrainingError(f"no shared memory for a batch ({first_line(error)}); {_REMEDIES}")
+    return made
+
+
+@contextmanager
+def killed_told() -> Iterator[None]:
+    """Within, a loader process that was killed is a sentence.
+
+    PyTorch raises it from a signal's handler, so that it can come out of anything that the main thread does meanwhile.
+
+    Raises:
+        TrainingError: instead of PyTorch's error.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker (pid" not in f"{error}":  # one that met a mistake of ours tells its traceback
+            raise
+        raise TrainingError(f"a process that makes views was killed ({first_line(error)}); {_REMEDIES}") from error
