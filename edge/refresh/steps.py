@@ -73,7 +73,7 @@ class Refreshed:
 
     Attributes:
         verdict: the comparison.
-        bundle: the candidate, published or not.
+        bundle: what is released now: the candidate if it was published, or what was before.
         backbone, detector: the new checkpoints, for the next refresh.
     """
 
@@ -106,7 +106,7 @@ def refresh(request: RefreshRequest, gate: Gate = compare) -> Refreshed:
         journal.step("publish", inputs, lambda: _publish(request, bundle, released))
     else:
         shutil.rmtree(bundle, ignore_errors=True)  # nobody will run it; the journal keeps its figures
-    return Refreshed(verdict, bundle, Path(ssl["learnt"]), Path(tuned["detector"]))
+    return Refreshed(verdict, bundle if verdict.publish else released.path, Path(ssl["learnt"]), Path(tuned["detector"]))
 
 
 def _resolved(request: RefreshRequest) -> RefreshRequest:

@@ -147,6 +147,7 @@ def test_refresh__what_proves_nothing_changes_nothing(request_: RefreshRequest) 
     before = Bundle.open(request_.bundles / "current")
     done = refresh(request_)  # both models have barely been trained and find nothing
     assert not done.verdict.publish
+    assert done.bundle == before.path
     assert "nothing is proved" in done.verdict.reason
     assert Bundle.open(request_.bundles / "current").digest == before.digest
     assert sorted(path.name for path in request_.bundles.iterdir()) == sorted([before.path.name, "current"])
