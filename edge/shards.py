@@ -164,19 +164,28 @@ def _again(url: str, items: Callable[[], Iterator[_Item]], missing: str, then: s
         except EdgeloopError:
             raise
         except Exception as error:  # storages raise what they like: aiohttp's and botocore's errors are no OSError
-            if told := _final(error, missing):
+            is_last = attempt == _TRIES - 1
+            came_and_went = bool(then) and _is_gone(error)  # the index named it: it may come back
+            if (told := _final(error, missing)) and (is_last or not came_and_went):
                 raise TrainingError(f"{url} cannot be read: {told}{then}") from error
-            if attempt == _TRIES - 1:
+            if is_last:
                 raise TrainingError(f"{url} cannot be read: {first_line(error)}; see to storage and network{then}") from error
         time.sleep(_PAUSE_S * 2**attempt)
 
 
+def _is_gone(error: Exception) -> bool:
+    return isinstance(error, FileNotFoundError) or getattr(error, "status", None) in (404, 410)
+
+
 def _final(error: Exception, missing: str) -> str:
     """Reason and remedy where asking again is no use, "" elsewhere."""
-    status = getattr(error, "status", None)  # of HTTP
-    if isinstance(error, FileNotFoundError) or status in (404, 410):
+    if _is_gone(error):
         return f"it does not exist; {missing}"
-    if status in (401, 403) or isinstance(error, PermissionError) or type(error).__name__ in _NO_CREDENTIALS:
+    if (
+        getattr(error, "status", None) in (401, 403)
+        or isinstance(error, PermissionError)
+        or type(error).__name__ in _NO_CREDENTIALS
+    ):
         return (
             f"access is refused ({first_line(error)}); give the right to read it (for s3://, AWS_PROFILE or "
             "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY)"
