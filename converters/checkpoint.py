@@ -141,7 +141,7 @@ def load_checkpoint(path: Path, model: str | None = None) -> Checkpoint:
 
 
 def _loaded(path: Path, model: str | None) -> Checkpoint:
-    content = _read_tensors(path)
+    content = read_tensors(path)
     if isinstance(content, StandIn) or any(isinstance(content.get(key), StandIn) for key in ("ema", "model")):
         return _from_pickled(path, read_pickled(path, content), model)
     import torch  # it is there: reading has used it
@@ -221,8 +221,13 @@ def _plain(value: torch.Tensor) -> torch.Tensor:
     return value.detach().float() if value.is_floating_point() else value.detach()
 
 
-def _read_tensors(path: Path) -> Any:
-    """What `torch.load` gives when it may only build tensors, containers and stand-ins."""
+def read_tensors(path: Path) -> Any:
+    """What `torch.load` gives when it may only build tensors, containers and stand-ins: a mapping, or a stand-in of a model.
+
+    Raises:
+        CheckpointError: no such file, or what it holds is no such thing.
+        MissingPackageError: torch is not installed.
+    """
     try:
         import torch  # an extra; 7 s and half a gigabyte
     except ImportError as error:

@@ -54,7 +54,7 @@ class PretrainRequest:
         resume: go on with the run in `out`.
         method: one of `METHODS`.
         part: what is trained and kept.
-        teacher: a checkpoint for the method that distils.
+        teacher: weights for the method that distils: a YOLO's checkpoint, or those of `teacher_model`.
         upright: scenes have an up and a down.
         anchor: weight of staying near `init` (dense and hybrid); 0 for none.
         activation_checkpointing: compute activations twice instead of keeping them; the weights come out the same.
@@ -62,6 +62,7 @@ class PretrainRequest:
             2022, arXiv 2109.01903); 1 for all of it.
         chunk: images that fit the memory at once; 0 for the whole batch. The gradients of simclr and vicreg stay those of the
             batch, those of moco, dense, hybrid and cutpaste are accumulated.
+        teacher_model: timm's name of the teacher; empty for a YOLO.
         average: whether the moving average of the weights is written (about a tenth of the run), and not the last ones.
         workers: processes that make views, for each process that trains.
         precision: of the arithmetic, as Lightning Fabric names it.
@@ -93,6 +94,7 @@ class PretrainRequest:
     anchor: float = 0.0
     interpolate: float = 1.0
     activation_checkpointing: bool = False
+    teacher_model: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +198,9 @@ def check(request: PretrainRequest) -> None:
         anchored = " and ".join(name for name, each in METHODS.items() if each.is_anchored)
         raise TrainingError(f"--anchor holds what --init knows, for {anchored}; give both, or leave it out")
     if request.method == "distill" and request.teacher is None:
-        raise TrainingError("distill needs a teacher; name the checkpoint of a larger detector (--teacher)")
+        raise TrainingError("distill needs a teacher; name the weights of a larger model (--teacher)")
+    if request.teacher_model and request.teacher is None:
+        raise TrainingError("--teacher-model says what --teacher is; give both, or leave it out")
     if request.teacher and request.method != "distill":
         raise TrainingError(f"--teacher is for distill, and {request.method} has none; leave it out")
     if request.interpolate < 1 and request.init is None:
@@ -240,7 +244,14 @@ def _prepared(
     spec = LoaderSpec(batch, request.seed, request.workers, fabric.global_rank, fabric.world_size)
     steps = ViewLoader.steps_in(frames, spec) if isinstance(frames, Snapshot) else ShardLoader.steps_in(frames, spec)
     settings = Settings(
-        request.imgsz, batch, len(frames), request.epochs * steps, request.upright, request.teacher, request.anchor
+        request.imgsz,
+        batch,
+        len(frames),
+        request.epochs * steps,
+        request.upright,
+        request.teacher,
+        request.anchor,
+        request.teacher_model,
     )
     method: Any = build_method(request.method, trunk, settings).to(memory_format=torch.channels_last)
     if request.activation_checkpointing:
@@ -366,13 +377,17 @@ def _fingerprint(request: PretrainRequest, frames: Snapshot | ShardSet) -> dict[
 def _settings(request: PretrainRequest) -> dict[str, Any]:
     return {
         "model": request.model, "init": _digest(request.init), "imgsz": request.imgsz,
-        "batch": request.batch, "method": request.method, "part": request.part, "teacher": _digest(request.teacher),
+        "batch": request.batch, "method": request.method, "part": request.part, "teacher": _teacher(request),
         "upright": request.upright, "chunk": request.chunk, "average": request.average,
         # Which frames share a batch of shards depends on who reads them.
         "readers": f"{request.workers} × {world_size()}" if request.shards else "",
         "precision": request.precision, "anchor": request.anchor,
         "interpolate": request.interpolate,
     }  # fmt: skip
+
+
+def _teacher(request: PretrainRequest) -> str:
+    return f"{_digest(request.teacher)} {request.teacher_model}".strip()
 
 
 def _digest(path: Path | None) -> str:
@@ -386,6 +401,7 @@ def _lineage(request: PretrainRequest, frames: Snapshot | ShardSet) -> dict[str,
         "ssl_batch": str(request.batch), "ssl_lr": str(request.lr), "ssl_upright": str(request.upright),
         "ssl_anchor": str(request.anchor), "ssl_average": str(request.average), "ssl_chunk": str(request.chunk),
         "ssl_precision": request.precision, "ssl_activation_checkpointing": str(request.activation_checkpointing),
+        **({"ssl_teacher": _teacher(request)} if request.teacher else {}),
     }  # fmt: skip
 
 

@@ -55,7 +55,16 @@ def pretrain(
             help="What is kept: the backbone, the neck with it, or all but the head's classes. Left out: the most that --method trains."
         ),
     ] = None,
-    teacher: Annotated[Optional[Path], typer.Option(help="A larger detector's checkpoint, for distill.")] = None,
+    teacher: Annotated[
+        Optional[Path],
+        typer.Option(
+            help="For distill: a larger detector's checkpoint, or the weights of --teacher-model (.safetensors, .pth)."
+        ),
+    ] = None,
+    teacher_model: Annotated[
+        str,
+        typer.Option(help="timm's name of the model that --teacher holds, e.g. vit_small_patch14_dinov2; left out: a YOLO."),
+    ] = "",
     imgsz: Imgsz = 320,
     batch: Batch = 16,
     chunk: Annotated[
@@ -94,7 +103,7 @@ def pretrain(
     request = PretrainRequest(
         pool or Path(), out, model, init, imgsz, batch, epochs, lr, seed, resume=resume, method=method, part=part or most_of(method), teacher=teacher,
         upright=upright, chunk=chunk, workers=workers, precision=precision, shards=shards, anchor=anchor,
-        interpolate=interpolate, average=average, activation_checkpointing=activation_checkpointing,
+        interpolate=interpolate, average=average, activation_checkpointing=activation_checkpointing, teacher_model=teacher_model,
     )  # fmt: skip
     path = start(request)
     if is_first():

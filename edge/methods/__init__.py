@@ -34,7 +34,8 @@ class Settings:
         steps: of the whole run.
         upright: whether a scene has an up and a down.
         anchor: weight of staying near the weights that the run starts from, for the method that does; 0 for none.
-        teacher: a checkpoint to distil, for the method that does.
+        teacher: weights to distil, for the method that does.
+        teacher_model: timm's name of the model that they are of; empty for a YOLO's checkpoint.
     """
 
     imgsz: int
@@ -44,6 +45,7 @@ class Settings:
     upright: bool = False
     teacher: Path | None = None
     anchor: float = 0.0
+    teacher_model: str = ""
 
 
 class Views(Protocol):

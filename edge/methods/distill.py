@@ -1,4 +1,4 @@
-"""Distillation of a larger detector on unlabeled frames: what it makes of each place on P3 to P5, without its head.
+"""Distillation of a larger model on unlabeled frames: what it makes of each place on P3 to P5, without its head.
 
 Two terms on each map: the direction of every cell's features, after a learnt projection, and how similar each cell is to
 all others of its image (relational, as the local loss of LightlyTrain's third version), which needs no projection and holds
@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import torch
 
-from converters.checkpoint import detector_from_checkpoint, load_checkpoint
 from edge.errors import TrainingError
 from edge.methods import Settings
 from edge.methods.views import RandomView, ViewSpec
+from edge.teacher import load_teacher
 from edge.trunk import Trunk
 
 TEMPERATURE = 0.07  # of the similarities, as LightlyTrain's
@@ -26,17 +26,17 @@ class Distill(torch.nn.Module):
         """Loads the teacher.
 
         Raises:
-            TrainingError: none was named, or it does not give as many maps as the trunk.
-            CheckpointError: it cannot be read.
+            TrainingError: none was named, timm has none of that name, or it does not give as many maps as the trunk.
+            CheckpointError: it cannot be read, or is of another model.
+            MissingPackageError: it is one of timm, which is not installed.
         """
         super().__init__()
         if settings.teacher is None:
-            raise TrainingError("distill needs a teacher; name the checkpoint of a larger detector with --teacher")
+            raise TrainingError("distill needs a teacher; name the weights of a larger model with --teacher")
         self.trunk = trunk
         self.views = RandomView(ViewSpec(settings.imgsz, upright=settings.upright))
-        checkpoint = load_checkpoint(settings.teacher)
-        teacher = Trunk(detector_from_checkpoint(checkpoint), checkpoint.model)
-        self._teacher = [teacher.eval().requires_grad_(False)]  # in a list: no part of our state, nor of what is trained
+        teacher = load_teacher(settings.teacher, settings.teacher_model, settings.imgsz)
+        self._teacher = [teacher]  # in a list: no part of our state, nor of what is trained
         if len(trunk.channels) != len(teacher.channels):
             raise TrainingError(
                 f"distill compares P3 to P5, but the trunk gives {len(trunk.channels)} map(s); train it with its neck"

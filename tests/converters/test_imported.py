@@ -71,7 +71,7 @@ def test_load_model__reading_a_pickle_needs_none_of_its_classes(tmp_path: Path) 
     """Neither the file's code nor Ultralytics' runs while it is read."""
     save_pickled(spread_detector("yolo11n"), tmp_path / "w.pt")
     code = (
-        "import sys; from pathlib import Path; from converters.checkpoint import _read_tensors; _read_tensors(Path('w.pt'));"
+        "import sys; from pathlib import Path; from converters.checkpoint import read_tensors; read_tensors(Path('w.pt'));"
         "sys.exit('ultralytics' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, check=False, timeout=100)

@@ -51,6 +51,8 @@ def test_pretrain__settings_that_do_not_go_together(pool_dir: Path, tmp_path: Pa
     changes: dict[str, Any]
     for changes, told in (
         ({"method": "distill"}, "distill needs a teacher"), ({"teacher": checkpoint}, "--teacher is for distill, and simclr"),
+        ({"method": "distill", "teacher_model": "resnet50"}, "distill needs a teacher"),
+        ({"teacher_model": "resnet50"}, "--teacher-model says what --teacher is; give both"),
     ):  # fmt: skip
         with pytest.raises(TrainingError, match=told):
             pretrain(pretrain_request(pool_dir, tmp_path / "run", **changes))
