@@ -16,7 +16,8 @@ from typing import Any, get_args
 from benchmarks.common import DATA, RESULTS, WORK, write_result
 from calibration.labels import load_dataset, split_dataset
 from edge.methods import METHODS
-from edge.pretrain import RESULT, PretrainRequest, pretrain
+from edge.pretrain import RESULT, pretrain
+from edge.pretrain_request import PretrainRequest
 from edge.probe import ProbeRequest, probe
 from edge.processes import Precision
 from edge.run_folder import LAST

@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Any, cast
 from converters.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from edge.errors import TrainingError
 from edge.loader_processes import killed_told
-from edge.methods import METHODS, Settings, build_method, kind_of
-from edge.processes import Precision, is_first, launched_fabric, several, world_size
+from edge.methods import Settings, build_method
+from edge.pretrain_request import PretrainRequest, check, settings_of, teacher_of
+from edge.processes import is_first, launched_fabric
 from edge.run_folder import LAST, run_folder
 from edge.snapshot import Snapshot
 from edge.training import Budget, Run, adamw, memory_told, refuse_other_settings, seed_everything, with_training
 from edge.yolo import Part, build_detector, inject, layers_of, part_keys, weight_average
-from runtime.files import sha256_of_file
-from runtime.preprocess import STRIDE
 from runtime.progress import Progress
 
 if TYPE_CHECKING:
@@ -33,68 +32,6 @@ if TYPE_CHECKING:
 RESULT: dict[Part, str] = {"backbone": "backbone.pt", "neck": "neck.pt", "localizer": "localizer.pt"}
 _WEIGHT_DECAY = 1e-4
 _FEWEST = 2  # frames: every contrastive batch needs another image to repel
-_SAVE_EVERY_S = 120.0
-
-
-@dataclass(frozen=True, slots=True)
-class PretrainRequest:
-    """A pretraining run.
-
-    Attributes:
-        pool: unlabeled frames.
-        out: run folder; `backbone.pt`, `neck.pt` or `localizer.pt` appears there.
-        model: architecture.
-        init: weights to start from (COCO weights, or the last run's); None starts from scratch.
-        imgsz: side of the views in pixels.
-        batch: images a step.
-        epochs: the usual.
-        lr: the usual.
-        seed: the usual.
-        until_s: use frames captured up to this Unix time; None for all.
-        resume: go on with the run in `out`.
-        method: one of `METHODS`.
-        part: what is trained and kept.
-        teacher: weights for the method that distils: a YOLO's checkpoint, or those of `teacher_model`.
-        upright: scenes have an up and a down.
-        anchor: weight of staying near `init` (dense and hybrid); 0 for none.
-        activation_checkpointing: compute activations twice instead of keeping them; the weights come out the same.
-        interpolate: share of what was learnt in the weights that are written, the rest is `init`'s (WiSE-FT, Wortsman et al.
-            2022, arXiv 2109.01903); 1 for all of it.
-        chunk: images that fit the memory at once; 0 for the whole batch. The gradients of simclr and vicreg stay those of the
-            batch, those of moco, dense, hybrid and cutpaste are accumulated.
-        teacher_model: timm's name of the teacher; empty for a YOLO.
-        average: whether the moving average of the weights is written (about a tenth of the run), and not the last ones.
-        workers: processes that make views, for each process that trains.
-        precision: of the arithmetic, as Lightning Fabric names it.
-        shards: where shards lie (`edge pool export`), instead of the pool's own frames.
-        save_every_s: time between two savings within an epoch.
-    """
-
-    pool: Path
-    out: Path
-    model: str = "yolo11n"
-    init: Path | None = None
-    imgsz: int = 320
-    batch: int = 16
-    epochs: int = 10
-    lr: float = 1e-3
-    seed: int = 0
-    until_s: float | None = None
-    resume: bool = False
-    method: str = "cutpaste"
-    part: Part = "localizer"
-    teacher: Path | None = None
-    upright: bool = False
-    chunk: int = 0
-    average: bool = False
-    workers: int = 0
-    precision: Precision = "32-true"
-    shards: str = ""
-    save_every_s: float = _SAVE_EVERY_S
-    anchor: float = 0.0
-    interpolate: float = 1.0
-    activation_checkpointing: bool = False
-    teacher_model: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +63,7 @@ def _pretrained(request: PretrainRequest) -> Path:
         budget = {"epochs": request.epochs, "lr": request.lr, "seed": request.seed}
         training = load_checkpoint(request.out / LAST).training
         if training is not None:
-            refuse_other_settings(request.out, training["fingerprint"], _settings(request) | budget)
+            refuse_other_settings(request.out, training["fingerprint"], settings_of(request) | budget)
         if path.is_file() and training is not None and training["epoch"] == request.epochs:
             _forget_frames(request)
             sys.stderr.write(f"the run in {request.out} is finished; to train longer, start another with --init {path}\n")
@@ -172,57 +109,6 @@ def between(began: torch.Tensor, learnt: torch.Tensor, share: float) -> torch.Te
     if share == 1 or not learnt.is_floating_point():
         return learnt.clone()
     return torch.lerp(began.to(learnt.device), learnt, share)
-
-
-def most_of(method: str) -> Part:
-    """The largest part of a detector that a method trains.
-
-    Raises:
-        TrainingError: unknown method.
-    """
-    return kind_of(method).parts[0]
-
-
-def check(request: PretrainRequest) -> None:
-    """Whether the settings go together.
-
-    Raises:
-        TrainingError: they do not.
-    """
-    if request.imgsz % STRIDE:
-        raise TrainingError(
-            f"--imgsz must be a multiple of {STRIDE}, but got {request.imgsz}; try {-(-request.imgsz // STRIDE) * STRIDE}"
-        )
-    kind = kind_of(request.method)
-    if request.anchor and (request.init is None or not kind.is_anchored):
-        anchored = " and ".join(name for name, each in METHODS.items() if each.is_anchored)
-        raise TrainingError(f"--anchor holds what --init knows, for {anchored}; give both, or leave it out")
-    if request.method == "distill" and request.teacher is None:
-        raise TrainingError("distill needs a teacher; name the weights of a larger model (--teacher)")
-    if request.teacher_model and request.teacher is None:
-        raise TrainingError("--teacher-model says what --teacher is; give both, or leave it out")
-    if request.teacher and request.method != "distill":
-        raise TrainingError(f"--teacher is for distill, and {request.method} has none; leave it out")
-    if request.interpolate < 1 and request.init is None:
-        raise TrainingError("--interpolate lies between --init and what is learnt; give --init, or leave it out")
-    check_part(request.method, request.part)
-    if request.activation_checkpointing and kind.is_masked:
-        raise TrainingError(f"--activation-checkpointing is not for {request.method}; give --chunk instead")
-    if request.chunk == 1:
-        raise TrainingError("--chunk 1 leaves batch norm a single image; give 2 or more, or leave it out")
-    if request.chunk and several():
-        raise TrainingError("--chunk is for one process; under torchrun the processes share the batch already")
-
-
-def check_part(method: str, part: Part) -> None:
-    """Whether a method trains a part.
-
-    Raises:
-        TrainingError: it does not.
-    """
-    parts = kind_of(method).parts
-    if part not in parts:
-        raise TrainingError(f"{method} can train {' or '.join(parts)}, but --part is {part}; change it, or --method")
 
 
 def _prepared(
@@ -371,27 +257,7 @@ class _Epoch:
 
 def _fingerprint(request: PretrainRequest, frames: Snapshot | ShardSet) -> dict[str, Any]:
     """What must be the same for a resumed run to be the run that was interrupted."""
-    return {"frames": frames.digest, **_settings(request)}
-
-
-def _settings(request: PretrainRequest) -> dict[str, Any]:
-    return {
-        "model": request.model, "init": _digest(request.init), "imgsz": request.imgsz,
-        "batch": request.batch, "method": request.method, "part": request.part, "teacher": _teacher(request),
-        "upright": request.upright, "chunk": request.chunk, "average": request.average,
-        # Which frames share a batch of shards depends on who reads them.
-        "readers": f"{request.workers} × {world_size()}" if request.shards else "",
-        "precision": request.precision, "anchor": request.anchor,
-        "interpolate": request.interpolate,
-    }  # fmt: skip
-
-
-def _teacher(request: PretrainRequest) -> str:
-    return f"{_digest(request.teacher)} {request.teacher_model}".strip()
-
-
-def _digest(path: Path | None) -> str:
-    return sha256_of_file(path)[:12] if path else ""
+    return {"frames": frames.digest, **settings_of(request)}
 
 
 def _lineage(request: PretrainRequest, frames: Snapshot | ShardSet) -> dict[str, str]:
@@ -401,7 +267,7 @@ def _lineage(request: PretrainRequest, frames: Snapshot | ShardSet) -> dict[str,
         "ssl_batch": str(request.batch), "ssl_lr": str(request.lr), "ssl_upright": str(request.upright),
         "ssl_anchor": str(request.anchor), "ssl_average": str(request.average), "ssl_chunk": str(request.chunk),
         "ssl_precision": request.precision, "ssl_activation_checkpointing": str(request.activation_checkpointing),
-        **({"ssl_teacher": _teacher(request)} if request.teacher else {}),
+        **({"ssl_teacher": teacher_of(request)} if request.teacher else {}),
     }  # fmt: skip
 
 

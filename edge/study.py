@@ -18,9 +18,10 @@ from calibration.labels import grouped, load_dataset, split_dataset
 from edge.errors import TrainingError
 from edge.finetune import FinetuneRequest, finetune
 from edge.leaks import leaks_of
-from edge.pretrain import RESULT, PretrainRequest, pretrain
+from edge.pretrain import RESULT, pretrain
+from edge.pretrain_request import PretrainRequest
 from edge.run_folder import LAST
-from edge.study_plan import Arm, Cell, SetPlan, StudyPlan, cells_of
+from edge.study_plan import Arm, Cell, PretrainPlan, SetPlan, StudyPlan, cells_of
 from edge.training import LOG
 from runtime.files import write_atomically
 from runtime.images import list_images
@@ -78,7 +79,7 @@ def same_plan(plan: StudyPlan, out: Path) -> None:
         before = json.loads(path.read_text(encoding="utf-8"))
         changed = [key for key in fixed if before.get(key) != fixed[key]]
         changed += [f"sets.{name}" for name, each in resolved["sets"].items() if before["sets"].get(name, each) != each]
-        arms = [name for name, each in resolved["arms"].items() if before["arms"].get(name, each) != each]
+        arms = [name for name, each in resolved["arms"].items() if _as_now(before["arms"].get(name, each)) != each]
         have_run = {cell.arm for cell in _records(out)}
         changed += [f"arms.{name}" for name in arms if name in have_run]
         if changed:
@@ -89,6 +90,11 @@ def same_plan(plan: StudyPlan, out: Path) -> None:
     else:
         kept = {}
     write_atomically(path, json.dumps({**resolved, **kept}, indent=2).encode())
+
+
+def _as_now(arm: dict[str, Any]) -> dict[str, Any]:
+    """A resolved arm of an earlier version, which did not know all settings: those were off."""
+    return {**arm, "ssl": PretrainPlan.model_validate(arm["ssl"]).model_dump()} if arm["ssl"] else arm
 
 
 def _forget(arm: str, out: Path) -> None:
@@ -178,14 +184,14 @@ def _init(plan: StudyPlan, arm: Arm, cell: Cell, home: Path, pool: Path) -> tupl
     if not arm.ssl:
         return start
     chosen = plan.pretrain_of(arm)
-    digest = hashlib.sha256(chosen.model_dump_json().encode()).hexdigest()[:8]
+    digest = hashlib.sha256(chosen.model_dump_json(exclude_defaults=True).encode()).hexdigest()[:8]
     run = home / f"_ssl-{arm.start}-{chosen.method}-{chosen.part}-{digest}"
     result = run / RESULT[chosen.part]
     if not result.is_file():
         request = PretrainRequest(
             pool, run, plan.model, start[0] if start else None, chosen.imgsz, chosen.batch, chosen.epochs, chosen.lr, cell.seed,
             resume=(run / LAST).is_file(), method=chosen.method, part=chosen.part, upright=chosen.upright,
-            teacher=Path(chosen.teacher) if chosen.teacher else None, precision=chosen.precision,
+            teacher=Path(chosen.teacher) if chosen.teacher else None, teacher_model=chosen.teacher_model, precision=chosen.precision,
             anchor=chosen.anchor if start else 0.0, interpolate=chosen.interpolate if start else 1.0, average=chosen.average,
         )  # fmt: skip
         pretrain(request)

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from calibration.labels import grouped
 from converters.architecture import MODEL_NAMES
 from edge.errors import TrainingError
-from edge.pretrain import PretrainRequest, check, most_of
+from edge.pretrain_request import PretrainRequest, check, most_of
 from edge.processes import Precision
 from edge.yolo import Part
 from runtime.config_words import problem_of
@@ -38,6 +38,7 @@ class PretrainPlan(_Strict):
     lr: float = Field(default=1e-3, gt=0)
     upright: bool = False
     teacher: str | None = None
+    teacher_model: str = ""
     anchor: float = Field(default=0.0, ge=0)
     interpolate: float = Field(default=1.0, gt=0, le=1)
     average: bool = False
@@ -59,6 +60,7 @@ class PretrainPlan(_Strict):
         try:
             check(PretrainRequest(
                 Path(), Path(), method=self.method, part=self.part, teacher=Path(self.teacher) if self.teacher else None,
+                teacher_model=self.teacher_model,
                 anchor=self.anchor, init=Path(), interpolate=self.interpolate,
             ))  # fmt: skip
         except TrainingError as error:
@@ -172,7 +174,7 @@ class StudyPlan(_Strict):
         """The arm's own self-supervision; part, teacher and anchor are not handed to another method."""
         changes = arm.ssl if isinstance(arm.ssl, dict) else {}
         other = changes.get("method", self.pretrain.method) != self.pretrain.method
-        kept = self.pretrain.model_dump(exclude={"part", "teacher", "anchor"} if other else None)
+        kept = self.pretrain.model_dump(exclude={"part", "teacher", "teacher_model", "anchor"} if other else None)
         return PretrainPlan.model_validate({**kept, **changes})
 
 

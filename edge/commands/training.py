@@ -94,8 +94,8 @@ def pretrain(
 ) -> None:
     """Pretrains a YOLO on unlabeled frames, without labels."""
     from edge.errors import TrainingError
-    from edge.pretrain import PretrainRequest, most_of
     from edge.pretrain import pretrain as start
+    from edge.pretrain_request import PretrainRequest, most_of
     from edge.processes import is_first
 
     if (pool is None) == (not shards):

@@ -22,7 +22,8 @@ from edge.demo.report import Story, summary_table, write_report
 from edge.demo.scene import POOL_FRAMES, FolderScene, Scene, SimulatedScene
 from edge.doctor import machine_facts
 from edge.finetune import Finetuned, FinetuneRequest, finetune
-from edge.pretrain import PretrainRequest, pretrain
+from edge.pretrain import pretrain
+from edge.pretrain_request import PretrainRequest
 from edge.refresh.steps import RefreshRequest, refresh
 from runtime.bundle import CURRENT, Bundle
 from runtime.detections import Detections

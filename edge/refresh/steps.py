@@ -18,7 +18,8 @@ from converters.request import ConvertRequest
 from edge.errors import RefreshError
 from edge.evaluation import model_accuracy
 from edge.finetune import FinetuneRequest, data_digest, finetune
-from edge.pretrain import RESULT, PretrainRequest, pretrain
+from edge.pretrain import RESULT, pretrain
+from edge.pretrain_request import PretrainRequest
 from edge.processes import Precision
 from edge.refresh.gate import Verdict, compare
 from edge.refresh.journal import Journal

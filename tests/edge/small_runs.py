@@ -8,7 +8,7 @@ import torch
 
 from converters.checkpoint import load_checkpoint
 from edge.finetune import FinetuneRequest
-from edge.pretrain import PretrainRequest
+from edge.pretrain_request import PretrainRequest
 
 
 def pretrain_request(pool: Path, out: Path, **changes: object) -> PretrainRequest:

@@ -14,7 +14,8 @@ from converters.request import ConvertRequest
 from edge.demo.scene import SimulatedScene
 from edge.errors import RefreshError
 from edge.finetune import FinetuneRequest, finetune
-from edge.pretrain import PretrainRequest, pretrain
+from edge.pretrain import pretrain
+from edge.pretrain_request import PretrainRequest
 from edge.refresh.gate import Verdict, compare
 from edge.refresh.journal import Journal
 from edge.refresh.steps import RefreshRequest, _backbone_of, _further, refresh

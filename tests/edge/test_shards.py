@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from edge.errors import TrainingError
 from edge.methods.views import TwoViews, ViewSpec
-from edge.pretrain import PretrainRequest, pretrain
+from edge.pretrain import pretrain
+from edge.pretrain_request import PretrainRequest
 from edge.shard_export import export_shards
 from edge.shard_loader import ShardLoader
 from edge.shards import INDEX, ShardIndex, ShardSet

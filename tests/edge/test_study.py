@@ -171,6 +171,10 @@ def test_same_plan__what_no_run_has_used_may_change(folder: Path, tmp_path: Path
     ran(tmp_path, "ssl")
     dropped = StudyPlan.model_validate(plan_of(folder, arms=arms, fractions=[0.4], pretrain={"epochs": 2, "method": "simclr"}))
     same_plan(dropped, tmp_path)
+    written = json.loads((tmp_path / "study.json").read_text())
+    del written["arms"]["ssl"]["ssl"]["average"]
+    (tmp_path / "study.json").write_text(json.dumps(written))
+    same_plan(dropped, tmp_path)  # an earlier version's, which had no such setting
     with pytest.raises(TrainingError, match=r"a study with other arms\.ssl;"):
         same_plan(StudyPlan.model_validate(plan_of(folder, arms=arms)), tmp_path)
     elsewhere = {"line": {"folder": str(folder), "val": 0.3}}
