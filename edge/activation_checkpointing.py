@@ -1,6 +1,6 @@
 """Less memory for training: a layer keeps what came in, and computes its activations again on the way back.
 
-Chen et al. 2016, arXiv 1604.06174. The weights come out the same, after about a third more time.
+Chen et al. 2016, arXiv 1604.06174. The weights come out the same, later: the forward pass is run twice.
 """
 
 from __future__ import annotations

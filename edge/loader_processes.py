@@ -19,19 +19,26 @@ Made = tuple[tuple[torch.Tensor, ...], list[str]] | TrainingError
 
 
 def batches_of(dataset: torch.utils.data.Dataset[Made], **options: Any) -> Iterator[tuple[tuple[torch.Tensor, ...], list[str]]]:
-    """What PyTorch's DataLoader gives, with as many processes as the user asked for, without advice about cores.
+    """What PyTorch's DataLoader gives.
 
     Raises:
         TrainingError: one that the dataset gave, or a process was killed.
     """
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="This DataLoader will create")
+    with without_advice():
         made = iter(torch.utils.data.DataLoader(dataset, batch_size=None, collate_fn=_handed_over, **options))
     with killed_told():
         for found in made:
             if isinstance(found, TrainingError):
                 raise found
             yield found
+
+
+@contextmanager
+def without_advice() -> Iterator[None]:
+    """Within, a DataLoader has as many processes as the user asked for, whatever the number of cores."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="This DataLoader will create")
+        yield
 
 
 def _handed_over(made: Any) -> Any:

@@ -79,6 +79,8 @@ def training_loader(
     """
     import torch
 
+    from edge.loader_processes import without_advice
+
     import_ultralytics()
     from ultralytics.cfg import get_cfg
     from ultralytics.data.dataset import YOLODataset
@@ -116,16 +118,17 @@ def training_loader(
     generator = torch.Generator()
     generator.manual_seed(batches.seed)
     count = batches.steps * batches.batch if batches.steps else len(images)
-    return torch.utils.data.DataLoader(
-        dataset,
-        batches.batch,
-        sampler=torch.utils.data.RandomSampler(dataset, num_samples=count, generator=generator),
-        generator=generator,
-        collate_fn=YOLODataset.collate_fn,
-        drop_last=count > batches.batch,
-        num_workers=batches.workers,
-        multiprocessing_context="fork" if batches.workers else None,  # Ultralytics' data set of ours cannot be pickled
-    )
+    with without_advice():
+        return torch.utils.data.DataLoader(
+            dataset,
+            batches.batch,
+            sampler=torch.utils.data.RandomSampler(dataset, num_samples=count, generator=generator),
+            generator=generator,
+            collate_fn=YOLODataset.collate_fn,
+            drop_last=count > batches.batch,
+            num_workers=batches.workers,
+            multiprocessing_context="fork" if batches.workers else None,  # Ultralytics' data set of ours cannot be pickled
+        )
 
 
 def shown(picture: NDArray[np.uint8], image: TrainingImage) -> NDArray[np.uint8]:

@@ -54,14 +54,14 @@ THREADS = {
         "tests/runtime/test_cameras.py::test_capture__a_dead_camera_leaks_nothing",
     ],
     "yolov5#4465: the lag grows": [
-        "tests/runtime/test_life.py::test_run__lag_does_not_grow_under_overload",
+        "tests/runtime/test_engine_failures.py::test_run__lag_does_not_grow_under_overload",
     ],
     "frigate#7764: looks healthy while no frame comes": [
         "tests/runtime/test_life.py::test_edge_run__no_watchdog_without_frames",
         "tests/runtime/test_life.py::test_edge_run__health_metrics_and_status_of_good_and_bad_cameras",
     ],
     "frigate#6645, triton#8969: memory grows, also on loads that fail": [
-        "tests/runtime/test_life.py::test_run__swaps_with_failures_leak_nothing",
+        "tests/runtime/test_engine_failures.py::test_run__swaps_with_failures_leak_nothing",
     ],
     "lightly-train#71, pycuda#242: worse than COCO weights and nobody said so; no current context in a thread": [
         "tests/edge/test_demo.py::test_demo__closes_the_loop",

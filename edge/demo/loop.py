@@ -32,7 +32,7 @@ from runtime.progress import Progress
 
 MODEL = "yolo11n"
 _PRETRAIN_IMGSZ, _PRETRAIN_BATCH = 128, 64  # of a minute on two cores, and a whole-image method for it
-_PRETRAIN_EPOCHS, _REFRESH_PRETRAIN_EPOCHS, _REFRESH_TUNE_SHARE = 6, 2, 0.8
+_PRETRAIN_EPOCHS, _TUNE_IMAGES, _REFRESH_PRETRAIN_EPOCHS, _REFRESH_TUNE_SHARE = 6, 2240, 2, 0.8
 _BATCH, _LR = 8, 2e-3
 _LIVE_FRAMES = 200  # before the refresh begins: 20 s, of which the last 5 s are fully drifted
 _AFTER_FRAMES = 60  # with the new bundle
@@ -50,7 +50,6 @@ class DemoRequest:
     weights: Path | None = None
     labels: int = 80
     seed: int = 0
-    images: int = 2240  # that a fine-tuning sees, of 224 pixels
 
 
 def demo(request: DemoRequest) -> str:
@@ -134,9 +133,9 @@ def _pretrain(request: DemoRequest, pool: Path) -> Path:
     return path
 
 
-def _epochs(request: DemoRequest, scene: Scene) -> int:
-    """As many as the budget of images allows, at least 4."""
-    return max(4, round(request.images / _labels(scene) / (scene.imgsz / 224) ** 2))
+def _epochs(scene: Scene) -> int:
+    """As many as the budget of images at 224 pixels allows, at least 4."""
+    return max(4, round(_TUNE_IMAGES / _labels(scene) / (scene.imgsz / 224) ** 2))
 
 
 def _labels(scene: Scene) -> int:
@@ -144,7 +143,7 @@ def _labels(scene: Scene) -> int:
 
 
 def _finetune_both(request: DemoRequest, scene: Scene, backbone: Path) -> dict[str, Finetuned]:
-    epochs, base = _epochs(request, scene), (request.weights,) if request.weights else ()
+    epochs, base = _epochs(scene), (request.weights,) if request.weights else ()
     arms = {}
     for arm, init in (("baseline", base), ("ssl", (*base, backbone))):
         arms[arm] = finetune(
@@ -199,7 +198,7 @@ def _watch(daemon: LiveDaemon) -> list[Record]:
 def _refresh_request(request: DemoRequest, scene: Scene, backbone: Path, detector: Path, until_s: float) -> RefreshRequest:
     return RefreshRequest(
         request.out / "bundles", request.out / "pool", scene.data, backbone, detector, request.out / "refresh", MODEL,
-        _REFRESH_PRETRAIN_EPOCHS, round(_REFRESH_TUNE_SHARE * _epochs(request, scene)), scene.imgsz,
+        _REFRESH_PRETRAIN_EPOCHS, round(_REFRESH_TUNE_SHARE * _epochs(scene)), scene.imgsz,
         batch=_BATCH, lr=_LR, seed=request.seed, until_s=until_s + 0.001,
     )  # fmt: skip
 
