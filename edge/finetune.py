@@ -17,7 +17,7 @@ from converters.checkpoint import HELD_OUT, Checkpoint, detector_from_checkpoint
 from converters.errors import CheckpointError
 from edge.errors import TrainingError
 from edge.fused_looks import fused_looks
-from edge.loader_processes import killed_told
+from edge.loader_processes import killed_told, without_advice
 from edge.pool_light import PoolLight
 from edge.processes import Precision, detection_loss, launched_fabric, several
 from edge.run_folder import run_folder
@@ -284,7 +284,9 @@ class _Loaders:
         for number, loader in enumerate(loaders):
             if loader.generator is not None:
                 loader.generator.manual_seed(self._request.seed * 1_000_003 + epoch + number * _FRAMES_STREAM)
-        return zip(*loaders, strict=True)
+        with without_advice():
+            begun = [iter(loader) for loader in loaders]
+        return zip(*begun, strict=True)
 
 
 def _inject_all(detector: DetectionModel, request: FinetuneRequest) -> dict[str, str]:
