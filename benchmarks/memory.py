@@ -13,7 +13,7 @@ import subprocess
 import sys
 
 from benchmarks.common import DATA, ROOT, WORK, write_result
-from edge.training import LOG
+from edge.run_log import LOG
 from runtime.images import list_images
 from runtime.pool import Pool
 from runtime.pool_import import add_image_file

@@ -21,7 +21,7 @@ from edge.pretrain_request import PretrainRequest
 from edge.probe import ProbeRequest, probe
 from edge.processes import Precision
 from edge.run_folder import LAST
-from edge.training import LOG
+from edge.run_log import LOG
 from edge.yolo import Part
 from runtime.pool import Pool
 from runtime.pool_import import add_image_file

@@ -21,8 +21,8 @@ from edge.leaks import leaks_of
 from edge.pretrain import RESULT, pretrain
 from edge.pretrain_request import PretrainRequest
 from edge.run_folder import LAST
+from edge.run_log import LOG
 from edge.study_plan import Arm, Cell, PretrainPlan, SetPlan, StudyPlan, cells_of
-from edge.training import LOG
 from runtime.files import write_atomically
 from runtime.images import list_images
 from runtime.pool import Pool

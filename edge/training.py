@@ -7,12 +7,10 @@ epoch: what is resumed is what was interrupted.
 
 from __future__ import annotations
 
-import csv
-import json
 import math
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,13 +22,13 @@ from converters.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from edge.errors import TrainingError
 from edge.processes import is_first
 from edge.run_folder import LAST, check_run_folder
+from edge.run_log import RunLog
 from runtime.errors import MissingPackageError
 from runtime.progress import Progress
 
 if TYPE_CHECKING:
     import torch
 
-LOG, TABLE, BOARD = "log.jsonl", "log.csv", "tensorboard"
 _GRADIENT_NORM = 10.0  # Ultralytics' clip
 _SAVE_EVERY_S = 15.0  # few labels make epochs of a step, and writing them all would take longer than learning
 
@@ -83,7 +81,7 @@ class Run:
         self._modules, self._optimizer = dict(modules), optimizer
         self._scheduler: torch.optim.lr_scheduler.LRScheduler | None = None
         self._saved_s = -math.inf
-        self._logged = 0
+        self._log = RunLog(out)
 
     def start(self, fingerprint: Mapping[str, Any], *, resume: bool) -> None:
         """Begins anew, or takes up `last.pt`.
@@ -110,6 +108,7 @@ class Run:
         while self.epoch < self.budget.epochs:
             seed_everything(self.seed, self.epoch)
             yield self.epoch
+        self._log.close()
 
     def step(self, loss: torch.Tensor) -> None:
         """One optimizer step of a scalar loss.
@@ -162,8 +161,8 @@ class Run:
             return
         self.save(checkpoint)
         if is_first():
-            write_log(self.out, self.extra["figures"], self._logged)
-        self._logged, self._saved_s = len(self.extra["figures"]), time.monotonic()
+            self._log.write(self.extra["figures"])
+        self._saved_s = time.monotonic()
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Writes `last.pt` as things stand: a resume goes on after `step_in_epoch` steps of this epoch."""
@@ -197,7 +196,7 @@ class Run:
             "scheduler": state["scheduler"],
             "losses": list(state.get("losses", [])),
         }
-        self._logged = len(self.extra["figures"])
+        self._log = RunLog(self.out, len(self.extra["figures"]))
 
     def _make_scheduler(self, steps_per_epoch: int) -> torch.optim.lr_scheduler.LRScheduler:
         try:
@@ -243,26 +242,6 @@ def memory_told(batch: int, remedies: str) -> Iterator[None]:
         if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
             raise
         raise TrainingError(f"out of memory with --batch {batch}; {remedies}") from error
-
-
-def write_log(out: Path, figures: Sequence[Mapping[str, float]], told: int) -> None:
-    """What every epoch gave, as JSON lines, as a table for spreadsheets, and for TensorBoard where that is installed, which has
-    the first `told` of them already.
-    """
-    (out / LOG).write_text("".join(json.dumps(line) + "\n" for line in figures), encoding="utf-8")
-    columns = list(dict.fromkeys(name for line in figures for name in line))
-    with (out / TABLE).open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(figures)
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        return
-    with SummaryWriter(str(out / BOARD)) as board:
-        for line in figures[told:]:
-            for name, value in line.items():
-                board.add_scalar(name, value, int(line["epoch"]))
 
 
 def train_epoch(
