@@ -24,6 +24,7 @@ from runtime.frame import Frame, Picture
 from runtime.queues import BoundedQueue
 from runtime.sources import Source, open_source
 from runtime.status import CameraState
+from runtime.threads import LeftThread
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +102,7 @@ class Capture:
         self._told = ""  # the trouble that was told and has not ended
         self._told_s: deque[float] = deque(maxlen=_NEWS)
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name=f"capture-{name}", daemon=True)
+        self._thread = LeftThread(target=self._run, name=f"capture-{name}")
 
     def follow(self, read: int, epoch: int) -> None:
         """Counts on where an earlier capture of this camera ended, so that no two frames have one index."""

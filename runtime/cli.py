@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 
 from runtime.errors import EdgeloopError
 from runtime.extras import missing_package
+from runtime.threads import leave
 
 _ENDED = {130: "interrupted", 128 + signal.SIGTERM: "ended by SIGTERM"}  # 130 is typer's exit code after Ctrl-C
 _OPENCV_LIBRARIES = ("libGL.so", "libgthread-2.0.so", "libglib-2.0.so")  # of the system; a bare one lacks them
@@ -43,24 +44,28 @@ class Program:
         """Runs the command line and exits: 0 done, 2 refused, 130 interrupted (by typer), 143 ended by SIGTERM."""
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
         signal.signal(signal.SIGTERM, _leave)
+        code, told = self._call()
+        if told:
+            sys.stderr.write(f"{self.name}: {told}\n")
+        leave(code)
+
+    def _call(self) -> tuple[int, str]:
+        """The exit code, and what a user is to know about it."""
         try:
             self.app(prog_name=self.name)
-        except SystemExit as leave:
-            for code, told in _ENDED.items():
-                if leave.code == code:
-                    sys.stderr.write(f"\n{self.name}: {told}\n")
-            raise
+        except SystemExit as end:  # typer's way to return
+            code = end.code if isinstance(end.code, int) else int(end.code is not None)
+            if code in _ENDED:
+                sys.stderr.write("\n")  # below the progress
+            return code, _ENDED.get(code, "")
         except EdgeloopError as error:
-            self._exit(f"{error}", error.exit_code)
+            return error.exit_code, f"{error}"
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
-            self._exit(f"{where}{error.strerror or error}; check the path, its permissions and the free space", 2)
+            return 2, f"{where}{error.strerror or error}; check the path, its permissions and the free space"
         except ImportError as error:
-            self._exit(_what_to_install(error), 2)
-
-    def _exit(self, sentence: str, code: int) -> None:
-        sys.stderr.write(f"{self.name}: {sentence}\n")
-        sys.exit(code)
+            return 2, _what_to_install(error)
+        return 0, ""
 
 
 def _what_to_install(error: ImportError) -> str:

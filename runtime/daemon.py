@@ -27,6 +27,7 @@ from runtime.status import DaemonStatus
 from runtime.swap import BundleWatcher, load_pipeline
 from runtime.systemd import Notifier, watchdog_interval_s
 from runtime.telemetry.sampler import TelemetrySampler
+from runtime.threads import LeftThread
 from runtime.workers import Outcome, Workers
 
 if TYPE_CHECKING:  # those who serve import them
@@ -354,7 +355,7 @@ class Daemon:
         self._should_exit.set()  # nobody waits for a sink any more
         for capture in self._captures.values():
             capture.ask_to_stop()
-        aside = threading.Thread(target=self._end_sidelines, name="end", daemon=True)
+        aside = LeftThread(target=self._end_sidelines, name="end")
         aside.start()
         for frame in self._scheduler.stop():
             self._reports.ledger.drop(frame.camera, "shutdown")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable, Sequence
 
 from runtime.errors import EdgeloopError
 from runtime.pipeline import Result
 from runtime.queues import BoundedQueue
 from runtime.sinks import Sink
+from runtime.threads import LeftThread
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ class Outlet:
     def __init__(self, sinks: Sequence[Sink], annotate: Callable[[Result], Result], *, lossless: bool) -> None:
         self._sinks, self._annotate = sinks, annotate
         self._queue: BoundedQueue[Result] = BoundedQueue(QUEUE_SIZE, lossless=lossless)
-        self._thread = threading.Thread(target=self._run, name="outlet", daemon=True)
+        self._thread = LeftThread(target=self._run, name="outlet")
         self.failed = 0
         self.error: Exception | None = None
         self._unemitted = 0

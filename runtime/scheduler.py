@@ -17,6 +17,7 @@ from runtime.frame import Frame
 from runtime.pipeline import Batch, Pipeline
 from runtime.queues import BoundedQueue
 from runtime.regions import MotionGate, Region, cropped, region_of
+from runtime.threads import LeftThread
 
 _END_S = 0.5  # for a batch that is being filled
 _TICK_S = 0.2  # how long a stop request may wait while no frame comes
@@ -51,7 +52,7 @@ class Scheduler:
         self._used = True
         self._switching = threading.Lock()
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
+        self._thread = LeftThread(target=self._run, name="scheduler")
 
     def watch(self, captures: Sequence[Capture]) -> None:
         """Takes frames from these cameras from now on."""

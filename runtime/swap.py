@@ -12,6 +12,7 @@ from runtime.config import ModelConfig
 from runtime.errors import BundleError, EdgeloopError
 from runtime.pipeline import Pipeline, Serving
 from runtime.signature import verify_bundle
+from runtime.threads import LeftThread
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +57,7 @@ class BundleWatcher:
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="bundle-watcher", daemon=True)
+        self._thread = LeftThread(target=self._run, name="bundle-watcher")
         self.failed = 0
         self.refused = ""
 

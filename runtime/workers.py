@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from runtime.frame import Frame
 from runtime.pipeline import Batch, Result
 from runtime.scheduler import Scheduler
+from runtime.threads import LeftThread
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,7 @@ class Workers:
         self._changed = threading.Condition()
         self._stop = threading.Event()
         self._alive = count
-        self._threads = [threading.Thread(target=self._run, name=f"worker-{index}", daemon=True) for index in range(count)]
+        self._threads = [LeftThread(target=self._run, name=f"worker-{index}") for index in range(count)]
 
     def start(self) -> None:
         """Starts running batches."""

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from runtime.cuda.driver import Cuda, open_cuda
 from runtime.errors import BackendError
+from runtime.threads import LeftThread
 
 T = TypeVar("T")
 Work = Callable[[Cuda], T]
@@ -32,7 +33,7 @@ class Owner:
         self._work: queue.SimpleQueue[tuple[Work[Any], Future[Any]] | None] = queue.SimpleQueue()
         self._gate, self._closed = threading.Lock(), False
         ready: Future[None] = Future()
-        self._thread = threading.Thread(target=self._serve, args=(opened, ready), name=name, daemon=True)
+        self._thread = LeftThread(target=self._serve, name=name, args=(opened, ready))
         self._thread.start()
         try:
             ready.result()

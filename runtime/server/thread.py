@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import socket
-import threading
 from typing import TYPE_CHECKING
 
 from runtime.errors import ServerError
+from runtime.threads import LeftThread
 
 if TYPE_CHECKING:
     import uvicorn
@@ -40,7 +40,7 @@ class Server:
         self._silent_s = silent_s
         self._host, self._endpoints = host, endpoints
         self._server: uvicorn.Server | None = None
-        self._thread: threading.Thread | None = None
+        self._thread: LeftThread | None = None
         self._silent: set[H11Protocol] = set()
 
     def start(self) -> None:
@@ -52,7 +52,7 @@ class Server:
         listener = _listen(self._host, self.port)
         self.port = listener.getsockname()[1]
         self._server = self._build()
-        self._thread = threading.Thread(target=self._run, args=(self._server, listener), name="server", daemon=True)
+        self._thread = LeftThread(target=self._run, name="server", args=(self._server, listener))
         self._thread.start()
         log.info("serving http://%s:%d", self._host, self.port)
 

@@ -16,7 +16,6 @@ import shlex
 import shutil
 import signal
 import subprocess
-import threading
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -30,6 +29,7 @@ from numpy.typing import NDArray
 from runtime.errors import SourceError, SourceRefusedError
 from runtime.frame import Picture, Planes
 from runtime.sources.uri import redacted
+from runtime.threads import LeftThread
 
 _HEADER_BYTES = 256
 _FRAME = b"FRAME"
@@ -78,7 +78,7 @@ class GStreamerSource:
         self._process, self._fd = _launch(pipeline, live)
         self.pid = self._process.pid
         self._said: deque[str] = deque(maxlen=_TOLD)
-        self._listener = threading.Thread(target=self._listen, name="gstreamer-stderr", daemon=True)
+        self._listener = LeftThread(target=self._listen, name="gstreamer-stderr")
         self._listener.start()
         self._buffer = bytearray()
         try:

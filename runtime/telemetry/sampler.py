@@ -10,6 +10,7 @@ from runtime.telemetry.nvml import open_nvml
 from runtime.telemetry.snapshot import Reader, Telemetry, merged
 from runtime.telemetry.sysfs import SysfsReader
 from runtime.telemetry.tegrastats import open_tegrastats
+from runtime.threads import LeftThread
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +67,7 @@ class TelemetrySampler:
         self.latest = Telemetry()
         self._interval_s, self._opened = interval_s, opened
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="telemetry", daemon=True)
+        self._thread = LeftThread(target=self._run, name="telemetry")
 
     def start(self) -> None:
         """Starts looking."""

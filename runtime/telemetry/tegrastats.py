@@ -6,11 +6,11 @@ import contextlib
 import re
 import shutil
 import subprocess
-import threading
 from collections.abc import Sequence
 
 from runtime.telemetry.snapshot import Telemetry
 from runtime.telemetry.sysfs_files import is_temperature
+from runtime.threads import LeftThread
 
 _INTERVAL_MS = 5000  # half of the sampler's, so that no line is older than one look
 _TEMPERATURE = re.compile(r"(?<!\S)(\w+)@(-?\d+(?:\.\d+)?)C(?!\S)")
@@ -54,7 +54,7 @@ class TegrastatsReader:
         self._process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, errors="replace"
         )
-        self._thread = threading.Thread(target=self._listen, name="tegrastats", daemon=True)
+        self._thread = LeftThread(target=self._listen, name="tegrastats")
         self._thread.start()
 
     def read(self) -> Telemetry:
