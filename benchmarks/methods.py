@@ -49,7 +49,7 @@ def measure(method: str, epochs: int, precision: Precision, data: Path, pool: Pa
     out = FOLDER / f"{method}-{epochs}"
     part: Part = PART if PART in METHODS[method].parts else "backbone"
     request = PretrainRequest(
-        pool, out, MODEL, None, IMGSZ, BATCH, epochs, method=method, part=part, resume=(out / LAST).is_file(),
+        pool, out, model=MODEL, imgsz=IMGSZ, batch=BATCH, epochs=epochs, method=method, part=part, resume=(out / LAST).is_file(),
         teacher=TEACHER if method == "distill" else None, precision=precision,
     )  # fmt: skip
     start = time.monotonic()

@@ -6,7 +6,7 @@ import hashlib
 import math
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,6 +80,7 @@ class FinetuneRequest:
 
     data: Path
     out: Path
+    _: KW_ONLY
     model: str = "yolo11n"
     init: tuple[Path, ...] = ()
     imgsz: int = 640

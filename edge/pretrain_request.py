@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,7 @@ class PretrainRequest:
 
     pool: Path
     out: Path
+    _: KW_ONLY
     model: str = "yolo11n"
     init: Path | None = None
     imgsz: int = 320

@@ -119,8 +119,8 @@ def _run(plan: StudyPlan, cell: Cell, out: Path) -> dict[str, Any]:
     run = out / cell.name / _RUN
     done = finetune(
         FinetuneRequest(
-            data, run, plan.model, init, plan.imgsz, plan.finetune.batch, epochs,
-            plan.finetune.lr, cell.seed, resume=(run / LAST).is_file(), pool=pool if arm.pool else None,
+            data, run, model=plan.model, init=init, imgsz=plan.imgsz, batch=plan.finetune.batch, epochs=epochs,
+            lr=plan.finetune.lr, seed=cell.seed, resume=(run / LAST).is_file(), pool=pool if arm.pool else None,
             pool_ratio=plan.finetune.pool_ratio, burn_in=plan.finetune.burn_in, upright=plan.pretrain.upright, freeze=plan.finetune.freeze,
             layer_decay=plan.finetune.layer_decay, precision=plan.finetune.precision,
         )
@@ -189,7 +189,8 @@ def _init(plan: StudyPlan, arm: Arm, cell: Cell, home: Path, pool: Path) -> tupl
     result = run / RESULT[chosen.part]
     if not result.is_file():
         request = PretrainRequest(
-            pool, run, plan.model, start[0] if start else None, chosen.imgsz, chosen.batch, chosen.epochs, chosen.lr, cell.seed,
+            pool, run, model=plan.model, init=start[0] if start else None, imgsz=chosen.imgsz, batch=chosen.batch,
+            epochs=chosen.epochs, lr=chosen.lr, seed=cell.seed,
             resume=(run / LAST).is_file(), method=chosen.method, part=chosen.part, upright=chosen.upright,
             teacher=Path(chosen.teacher) if chosen.teacher else None, teacher_model=chosen.teacher_model, precision=chosen.precision,
             anchor=chosen.anchor if start else 0.0, interpolate=chosen.interpolate if start else 1.0, average=chosen.average,

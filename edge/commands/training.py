@@ -101,7 +101,8 @@ def pretrain(
     if (pool is None) == (not shards):
         raise TrainingError("name the frames with --pool, or with --shards, and not with both")
     request = PretrainRequest(
-        pool or Path(), out, model, init, imgsz, batch, epochs, lr, seed, resume=resume, method=method, part=part or most_of(method), teacher=teacher,
+        pool or Path(), out, model=model, init=init, imgsz=imgsz, batch=batch, epochs=epochs, lr=lr, seed=seed, resume=resume,
+        method=method, part=part or most_of(method), teacher=teacher,
         upright=upright, chunk=chunk, workers=workers, precision=precision, shards=shards, anchor=anchor,
         interpolate=interpolate, average=average, activation_checkpointing=activation_checkpointing, teacher_model=teacher_model,
     )  # fmt: skip
@@ -143,9 +144,9 @@ def finetune(
     from edge.finetune import finetune as start
 
     request = FinetuneRequest(
-        data, out, model, tuple(init or ()), imgsz, batch, epochs, lr, seed, freeze, layer_decay, precision, eval_every,
-        resume=resume, pool=pool, pool_ratio=pool_ratio, burn_in=burn_in, upright=upright,
-        activation_checkpointing=activation_checkpointing, workers=workers,
+        data, out, model=model, init=tuple(init or ()), imgsz=imgsz, batch=batch, epochs=epochs, lr=lr, seed=seed, freeze=freeze,
+        layer_decay=layer_decay, precision=precision, eval_every=eval_every, resume=resume,
+        pool=pool, pool_ratio=pool_ratio, burn_in=burn_in, upright=upright, activation_checkpointing=activation_checkpointing, workers=workers,
     )  # fmt: skip
     done = start(request)
     if done.accuracy:

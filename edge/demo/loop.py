@@ -118,8 +118,8 @@ def _pretrain(request: DemoRequest, pool: Path) -> Path:
     start = time.monotonic()
     path = pretrain(
         PretrainRequest(
-            pool, request.out / "pretrain", MODEL, request.weights, _PRETRAIN_IMGSZ, _PRETRAIN_BATCH, _PRETRAIN_EPOCHS,
-            seed=request.seed, method="simclr", part="backbone",
+            pool, request.out / "pretrain", model=MODEL, init=request.weights, imgsz=_PRETRAIN_IMGSZ, batch=_PRETRAIN_BATCH,
+            epochs=_PRETRAIN_EPOCHS, seed=request.seed, method="simclr", part="backbone",
         )
     )  # fmt: skip
     losses = [
@@ -148,8 +148,8 @@ def _finetune_both(request: DemoRequest, scene: Scene, backbone: Path) -> dict[s
     for arm, init in (("baseline", base), ("ssl", (*base, backbone))):
         arms[arm] = finetune(
             FinetuneRequest(
-                scene.data, request.out / f"finetune-{arm}", MODEL, init, scene.imgsz, _BATCH, epochs, _LR,
-                request.seed, eval_every=max(1, epochs // _EVALUATIONS),
+                scene.data, request.out / f"finetune-{arm}", model=MODEL, init=init, imgsz=scene.imgsz, batch=_BATCH, epochs=epochs,
+                lr=_LR, seed=request.seed, eval_every=max(1, epochs // _EVALUATIONS),
             )
         )  # fmt: skip
     told = "; ".join(

@@ -177,7 +177,7 @@ def _further(request: RefreshRequest, last: Checkpoint, out: Path, until_s: floa
     except ValueError as error:
         raise RefreshError(f"{request.backbone} does not say how it was made ({error}); pretrain it anew") from error
     return PretrainRequest(
-        request.pool, out, request.model, request.backbone, last.imgsz, epochs=request.pretrain_epochs, seed=request.seed,
+        request.pool, out, model=request.model, init=request.backbone, imgsz=last.imgsz, epochs=request.pretrain_epochs, seed=request.seed,
         until_s=until_s, resume=(out / LAST).is_file(), method=method, part=cast("Part", last.kind), **recipe,
     )  # fmt: skip
 
@@ -211,8 +211,8 @@ def _tune(request: RefreshRequest, backbone: Path, until_s: float) -> dict[str, 
     out = request.out / "tune"
     tuned = finetune(
         FinetuneRequest(
-            request.data, out, request.model, (request.detector, backbone), request.imgsz, request.batch,
-            request.tune_epochs, request.lr, request.seed, light_pool=request.pool, until_s=until_s, resume=(out / LAST).is_file(),
+            request.data, out, model=request.model, init=(request.detector, backbone), imgsz=request.imgsz, batch=request.batch,
+            epochs=request.tune_epochs, lr=request.lr, seed=request.seed, light_pool=request.pool, until_s=until_s, resume=(out / LAST).is_file(),
         )
     )  # fmt: skip
     return {"detector": str(tuned.checkpoint)}
