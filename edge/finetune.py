@@ -189,6 +189,8 @@ def _train(request: FinetuneRequest) -> Finetuned:
     if run.epoch == request.epochs and path.is_file():
         found = _evaluate(ema.ema, dataset, request) if dataset.val else None
         return Finetuned(path, found, run.extra.get("figures", []))
+    if request.pool:
+        Snapshot(request.out)  # frames that are gone are told now, not when their turn comes
     loaders, found = _Loaders(dataset, (), request), None
     left = (request.epochs - run.epoch) * steps_an_epoch
     with memory_told(request.batch, _REMEDIES), killed_told(), Progress("finetune", left) as progress:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -225,6 +226,25 @@ def test_finetune__a_pool_that_is_not_there_is_told_before_the_training(data: Pa
     with pytest.raises(PoolError, match="no pool"):
         finetune(request(data, tmp_path / "run", tmp_path / "typo"))
     assert not list((tmp_path / "run").rglob("*.pt"))
+
+
+def test_finetune__frames_that_are_gone_are_told_before_a_resumed_run_trains(
+    data: Path, pool_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = Run.step
+
+    def killed(run: Run, *arguments: Any) -> None:
+        if run.epoch == 1:
+            raise KeyboardInterrupt
+        step(run, *arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Run, "step", killed)
+        finetune(request(data, tmp_path / "run", pool_dir))
+    shutil.rmtree(tmp_path / "run" / "frames")
+    monkeypatch.setattr(Run, "step", lambda *_: pytest.fail("trained"))
+    with pytest.raises(TrainingError, match="holds no frames to resume on; start a new run"):
+        finetune(request(data, tmp_path / "run", pool_dir, resume=True))
 
 
 @pytest.mark.parametrize("cut", ["in the labels' turn", "before the teacher looked", "in the frames' turn", "before the end"])
