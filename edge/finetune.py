@@ -21,7 +21,7 @@ from edge.loader_processes import killed_told, without_advice
 from edge.pool_light import PoolLight
 from edge.processes import Precision, detection_loss, launched_fabric, several
 from edge.run_folder import run_folder
-from edge.self_training import Look, Taught, teach
+from edge.self_training import Look, Pupils, Taught
 from edge.snapshot import Snapshot
 from edge.torch_detector import batch_detector, torch_detector
 from edge.training import Budget, Run, adamw, memory_told, seed_everything, train_epoch, with_training
@@ -42,6 +42,7 @@ PSEUDO_LABELS = "pseudo_labels.json"
 _LIGHT = "light.json"
 _MOSAIC = 4  # frames in a picture that the student sees
 _TOGETHER = 16  # frames that the teacher looks at, at most
+_LOOKS = 4  # of the teacher, evenly over the epochs that frames take part in
 _WEIGHT_DECAY = 5e-4
 _REMEDIES = "lower it or --imgsz, give --activation-checkpointing, or take a smaller --model"
 _FRAMES_STREAM = 500_009  # keeps the order of frames apart from that of labels
@@ -145,22 +146,38 @@ def _alone(request: FinetuneRequest) -> int:
     return min(request.epochs - 1, max(1, round(request.burn_in * request.epochs)))
 
 
-def _taught(average: Checkpoint, dataset: Dataset, request: FinetuneRequest) -> Taught:
-    """What the average makes of as many frames as the run has room for, mosaics counted; looked at once."""
-    path = request.out / PSEUDO_LABELS
-    if path.is_file():  # the run was cut
-        return Taught.read(path)
-    teacher = detector_from_checkpoint(average).to(launched_fabric().device)
-    detect = fused_looks(batch_detector(teacher, Preprocess((request.imgsz, request.imgsz))), upright=request.upright)
-    steps = (request.epochs - _alone(request)) * _steps(len(dataset.train), request.batch)
-    held_out = tuple(item.path for item in dataset.val)
-    look = Look(_MOSAIC * _frames_a_step(request) * steps, min(request.batch, _TOGETHER), request.seed, held_out)
-    taught = teach(Snapshot(request.out), detect, dataset.train, len(dataset.names), look)
-    taught.write(path)
-    sys.stderr.write(f"the average so far believes {taught.boxes} boxes in {taught.looked} frames of the pool\n")
-    if not taught.images:
-        sys.stderr.write("no frame is left to learn from, so the rest of the run has labels alone\n")
-    return taught
+def _looks(request: FinetuneRequest) -> list[int]:
+    """The epochs before which the average looks at frames."""
+    alone = _alone(request)
+    turns = min(_LOOKS, request.epochs - alone)
+    return [alone + turn * (request.epochs - alone) // turns for turn in range(turns)]
+
+
+class _Teacher:
+    """What the average of the weights makes of the pool, look by look; kept for a run that is resumed."""
+
+    def __init__(self, dataset: Dataset, request: FinetuneRequest) -> None:
+        self._dataset, self._request = dataset, request
+        self._path = request.out / PSEUDO_LABELS
+        self._pupils: Pupils | None = None
+
+    def taught(self, average: Checkpoint, epoch: int) -> Taught:
+        """Of as many frames as the steps until the next look have room for, mosaics counted."""
+        request, dataset = self._request, self._dataset
+        if self._path.is_file() and (kept := Taught.read(self._path)).epoch == epoch:  # the run was cut
+            return kept
+        self._pupils = self._pupils or Pupils(Snapshot(request.out), dataset.train, dataset.val, len(dataset.names))
+        teacher = detector_from_checkpoint(average).to(launched_fabric().device)
+        detect = fused_looks(batch_detector(teacher, Preprocess((request.imgsz, request.imgsz))), upright=request.upright)
+        until = min((each for each in _looks(request) if each > epoch), default=request.epochs)
+        steps = (until - epoch) * _steps(len(dataset.train), request.batch)
+        look = Look(epoch, _MOSAIC * _frames_a_step(request) * steps, min(request.batch, _TOGETHER), request.seed)
+        taught = self._pupils.taught(detect, look)
+        taught.write(self._path)
+        sys.stderr.write(f"the average so far believes {taught.boxes} boxes in {taught.looked} frames of the pool\n")
+        if not taught.images:
+            sys.stderr.write("no frame is left to learn from, so the steps that follow have labels alone\n")
+        return taught
 
 
 def _frames_a_step(request: FinetuneRequest) -> int:
@@ -191,14 +208,18 @@ def _train(request: FinetuneRequest) -> Finetuned:
         return Finetuned(path, found, run.extra.get("figures", []))
     if request.pool:
         Snapshot(request.out)  # frames that are gone are told now, not when their turn comes
+    teacher, looked = _Teacher(dataset, request), -1
     loaders, found = _Loaders(dataset, (), request), None
     left = (request.epochs - run.epoch) * steps_an_epoch
     with memory_told(request.batch, _REMEDIES), killed_told(), Progress("finetune", left) as progress:
         ema.updates = run.epoch * steps_an_epoch
         for epoch in run.epochs(steps_an_epoch):
-            if request.pool and epoch >= _alone(request) and not loaders.with_frames:
-                taught = _taught(_checkpoint(ema.ema, dataset, request, lineage), dataset, request)
-                loaders = _Loaders(dataset, taught.images, request, with_frames=True)
+            look = max((each for each in _looks(request) if each <= epoch), default=-1) if request.pool else -1
+            if look > looked:
+                average = _checkpoint(ema.ema, dataset, request, lineage)
+                if look == epoch:
+                    run.save(average)  # what the look before it gave is about to be overwritten
+                loaders, looked = _Loaders(dataset, teacher.taught(average, look).images, request), look
                 seed_everything(request.seed, epoch)  # as in a run that was cut and reads what was believed
             _train_mode(detector, request, epoch)
             figures = train_epoch(run, loaders.of(epoch), _loss(detector, fabric), partial(ema.update, detector), progress)
@@ -257,10 +278,8 @@ def _fingerprint(request: FinetuneRequest, dataset: Dataset, digest: str) -> dic
 class _Loaders:
     """With mosaic, and without for the last epochs: labelled images, and frames beside them if there are some."""
 
-    def __init__(
-        self, dataset: Dataset, frames: tuple[TrainingImage, ...], request: FinetuneRequest, *, with_frames: bool = False
-    ) -> None:
-        self._request, self.with_frames = request, with_frames
+    def __init__(self, dataset: Dataset, frames: tuple[TrainingImage, ...], request: FinetuneRequest) -> None:
+        self._request = request
         light = request.light_pool
         relight = PoolLight.kept(request.out / _LIGHT, light, request.until_s, request.seed) if light else None
         labels = [training_image(item) for item in dataset.train]

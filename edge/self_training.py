@@ -1,9 +1,9 @@
 """Unlabeled frames beside few labels: a teacher labels them, a student learns from both.
 
-The line of STAC (Sohn et al. 2020, arXiv 2005.04757) and Unbiased Teacher (arXiv 2102.09480): the labels alone first; the
-average of the weights then looks at frames as they are, and what it believes stands beside the labels in every step that is
-left, under the same strong augmentation (mosaic, scale, colour). It looks once: a teacher that moves with every step makes a
-step several times as dear, and in our pilots gave less.
+The line of Unbiased Teacher (Liu et al. 2021, arXiv 2102.09480) and STAC (Sohn et al. 2020, arXiv 2005.04757): the labels
+alone first; the average of the weights then looks at frames as they are, and what it believes stands beside the labels in
+every step that follows, under the same strong augmentation (mosaic, scale, colour). It looks again a few times while the
+student learns, each time with thresholds of its own; to look at every step would make a step several times as dear.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ _STREAM = 7  # keeps our random numbers apart from those of order and augmentati
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """How a teacher goes about it.
+    """One look of a teacher at the pool.
 
     Attributes:
+        epoch: before which it looks, from 0.
         most: frames that are looked at, drawn at random.
         together: of them at once.
         seed: of the draw.
-        held_out: pictures that frames must not show.
     """
 
+    epoch: int
     most: int
     together: int
     seed: int
-    held_out: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +57,13 @@ class Taught:
         images: frames to learn from.
         looked: frames that were looked at.
         boxes: that were believed.
+        epoch: before which the teacher looked.
     """
 
     images: tuple[TrainingImage, ...]
     looked: int
     boxes: int
+    epoch: int
 
     def write(self, path: Path) -> None:
         """Keeps it for a run that is resumed, and for who wants to look."""
@@ -72,7 +74,8 @@ class Taught:
             }
             for image in self.images
         ]  # fmt: skip
-        write_atomically(path, json.dumps({"looked": self.looked, "boxes": self.boxes, "images": rows}).encode())
+        told = {"epoch": self.epoch, "looked": self.looked, "boxes": self.boxes, "images": rows}
+        write_atomically(path, json.dumps(told).encode())
 
     @classmethod
     def read(cls, path: Path) -> Taught:
@@ -83,66 +86,91 @@ class Taught:
             boxes, hidden = (np.array(row[key], np.float32).reshape(-1, 4) for key in ("cxcywh", "hidden_xyxy"))
             item = LabeledImage(path.parent / FRAMES / row["frame"], np.array(row["class_id"], np.int32), boxes)
             images.append(TrainingImage(item, (row["size_wh"][0], row["size_wh"][1]), hidden, of_pool=True))
-        return cls(tuple(images), found["looked"], found["boxes"])
+        return cls(tuple(images), found["looked"], found["boxes"], found["epoch"])
 
 
-def teach(frames: Snapshot, detect: DetectBatch, labels: Sequence[LabeledImage], classes: int, look: Look) -> Taught:
-    """Labels frames; damaged ones, and those that show a held-out image, are left out and named on stderr.
-
-    A frame of which nothing is believed is no frame without objects: it is left out, as often as labelled frames show some.
-
-    Raises:
-        TrainingError: too many frames are damaged.
+class Pupils:
+    """The frames of a run that a teacher may label: not those that show a held-out image, which would make every later figure
+    too good, nor those that show a labelled one, whose objects are known better.
     """
-    rng = np.random.default_rng((look.seed, _STREAM))
-    chosen = sorted(rng.permutation(len(frames))[: look.most].tolist())
-    seen = _seen(frames, detect, chosen, look)
-    counts = np.bincount(np.concatenate([item.class_id for item in labels]), minlength=classes)
-    thresholds = class_thresholds([found for _, _, found in seen], counts / len(labels))
-    empty = sum(not len(item.class_id) for item in labels) / len(labels)
-    images, boxes = [], 0
-    for position, size, found in seen:
-        sure, unsure = split_by_belief(found, thresholds)
-        boxes += len(sure)
-        if len(sure) or rng.random() < empty:
-            images.append(_image(frames, position, size, sure, unsure))
-    return Taught(tuple(images), len(seen), boxes)
 
+    def __init__(
+        self, frames: Snapshot, labels: Sequence[LabeledImage], held_out: Sequence[LabeledImage], classes: int
+    ) -> None:
+        """Reads the pictures that frames must not show.
 
-def _seen(
-    frames: Snapshot, detect: DetectBatch, chosen: Sequence[int], look: Look
-) -> list[tuple[int, tuple[int, int], Detections]]:
-    """Position, size and detections of the frames that are whole and show nothing held out."""
-    held_out = HeldOut(look.held_out)
-    seen: list[tuple[int, tuple[int, int], Detections]] = []
-    damaged: list[str] = []
-    with Progress("teacher", len(chosen)) as progress:
-        for begin in range(0, len(chosen), look.together):
-            chunk = chosen[begin : begin + look.together]
-            images: dict[int, NDArray[np.uint8]] = {}
-            for position in chunk:
-                try:
-                    image = frames.read(position)
-                except PoolError:
-                    damaged.append(frames.name(position))
-                    continue
-                shown = held_out.shown_by(image)
-                if shown is None:
-                    images[position] = image
-                else:
-                    sys.stderr.write(f"left out, shows the held-out image {shown.name}: {frames.name(position)}\n")
-            found = detect(list(images.values())) if images else []
-            for (position, image), each in zip(images.items(), found, strict=True):
-                seen.append((position, (image.shape[1], image.shape[0]), each.above(DOUBT)))
-            progress.advance("", len(chunk))
-    if len(damaged) > MOST_DAMAGED * len(chosen):
-        raise TrainingError(
-            f"{len(damaged)} of {len(chosen)} frames are damaged, first {damaged[0]}; find and remove them with: edge pool check "
-            "POOL --repair, and start a new run"
-        )
-    for name in damaged:
-        sys.stderr.write(f"left out, damaged: {name}\n")
-    return seen
+        Args:
+            frames: the run's.
+            labels: what stands beside them, at least one.
+            held_out: what nothing may be learnt from.
+            classes: how many there are.
+
+        Raises:
+            SourceError: a damaged image.
+        """
+        self._frames, self._labels, self._classes = frames, labels, classes
+        self._held_out, self._labelled = (HeldOut([item.path for item in part]) for part in (held_out, labels))
+        self._out: set[int] = set()  # positions of frames that an earlier look left out, and told
+
+    def taught(self, detect: DetectBatch, look: Look) -> Taught:
+        """What a detector believes of them; damaged frames, and those that show a held-out image, are named on stderr, once.
+
+        A frame of which nothing is believed is no frame without objects: it is left out, as often as labelled frames show some.
+
+        Raises:
+            TrainingError: too many frames are damaged.
+        """
+        rng = np.random.default_rng((look.seed, _STREAM, look.epoch))
+        chosen = sorted(rng.permutation(len(self._frames))[: look.most].tolist())
+        seen = self._seen(detect, [position for position in chosen if position not in self._out], look.together)
+        counts = np.bincount(np.concatenate([item.class_id for item in self._labels]), minlength=self._classes)
+        thresholds = class_thresholds([found for _, _, found in seen], counts / len(self._labels))
+        empty = sum(not len(item.class_id) for item in self._labels) / len(self._labels)
+        images, boxes = [], 0
+        for position, size, found in seen:
+            sure, unsure = split_by_belief(found, thresholds)
+            boxes += len(sure)
+            if len(sure) or rng.random() < empty:
+                images.append(_image(self._frames, position, size, sure, unsure))
+        return Taught(tuple(images), len(seen), boxes, look.epoch)
+
+    def _seen(self, detect: DetectBatch, chosen: Sequence[int], together: int) -> list[tuple[int, tuple[int, int], Detections]]:
+        """Position, size and detections of the frames that may be learnt from."""
+        seen: list[tuple[int, tuple[int, int], Detections]] = []
+        damaged: list[str] = []
+        with Progress("teacher", len(chosen)) as progress:
+            for begin in range(0, len(chosen), together):
+                images: dict[int, NDArray[np.uint8]] = {}
+                for position in chosen[begin : begin + together]:
+                    try:
+                        image = self._frames.read(position)
+                    except PoolError:
+                        damaged.append(self._frames.name(position))
+                        self._out.add(position)
+                        continue
+                    if self._is_new(position, image):
+                        images[position] = image
+                found = detect(list(images.values())) if images else []
+                for (position, image), each in zip(images.items(), found, strict=True):
+                    seen.append((position, (image.shape[1], image.shape[0]), each.above(DOUBT)))
+                progress.advance("", min(together, len(chosen) - begin))
+        if len(damaged) > MOST_DAMAGED * len(chosen):
+            raise TrainingError(
+                f"{len(damaged)} of {len(chosen)} frames are damaged, first {damaged[0]}; find and remove them with: edge pool "
+                "check POOL --repair, and start a new run"
+            )
+        for name in damaged:
+            sys.stderr.write(f"left out, damaged: {name}\n")
+        return seen
+
+    def _is_new(self, position: int, image: NDArray[np.uint8]) -> bool:
+        shown = self._held_out.shown_by(image)
+        if shown is not None:
+            sys.stderr.write(f"left out, shows the held-out image {shown.name}: {self._frames.name(position)}\n")
+        elif self._labelled.shown_by(image) is None:
+            return True
+        self._out.add(position)
+        return False
 
 
 def _image(frames: Snapshot, position: int, size: tuple[int, int], sure: Detections, unsure: Detections) -> TrainingImage:

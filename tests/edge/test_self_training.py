@@ -3,6 +3,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from edge.fused_looks import fuse, fused_looks
 from edge.probe import ProbeRequest, probe
 from edge.processes import detection_loss, launched_fabric
 from edge.pseudo_labels import HIGHEST, LOWEST, class_thresholds, split_by_belief
-from edge.self_training import Look, Taught, teach
+from edge.self_training import Look, Pupils, Taught
 from edge.snapshot import Snapshot
 from edge.torch_detector import DetectBatch, batch_detector, torch_detector
 from edge.training import Run, seed_everything
@@ -92,10 +93,11 @@ def taught(folder: Path, data: Path, detect: DetectBatch, most: int = 1000) -> T
     """From the frames of `folder/pool`; every label has objects."""
     dataset = load_dataset(data)
     labels = [item for item in dataset.train if len(item.class_id)]
-    return teach(Snapshot.take(folder / "pool", folder, None, 1), detect, labels, len(dataset.names), Look(most, 16, 0))
+    pupils = Pupils(Snapshot.take(folder / "pool", folder, None, 1), labels, (), len(dataset.names))
+    return pupils.taught(detect, Look(2, most, 16, 0))
 
 
-def test_teach__as_many_frames_as_there_is_room_for(data: Path, tmp_path: Path) -> None:
+def test_pupils__as_many_frames_as_there_is_room_for(data: Path, tmp_path: Path) -> None:
     fill_pool(tmp_path / "pool", 40)
     everything, some = taught(tmp_path, data, sure_of_one), taught(tmp_path, data, sure_of_one, 25)
     assert (everything.looked, everything.boxes, len(everything.images)) == (40, 40, 40)
@@ -105,22 +107,42 @@ def test_teach__as_many_frames_as_there_is_room_for(data: Path, tmp_path: Path) 
     assert [image.item.path for image in again.images] == [image.item.path for image in some.images]
 
 
-def test_teach__what_nothing_is_believed_of_is_left_out(data: Path, tmp_path: Path) -> None:
+def test_pupils__what_nothing_is_believed_of_is_left_out(data: Path, tmp_path: Path) -> None:
     fill_pool(tmp_path / "pool", 40)
     blind = taught(tmp_path, data, lambda images: [found((0.15, 0))] * len(images))
     assert (blind.images, blind.boxes, blind.looked) == ((), 0, 40)
 
 
-def test_teach__frames_that_show_a_held_out_image_are_left_out(data: Path, tmp_path: Path, capsys: Any) -> None:
+def test_pupils__frames_that_show_a_held_out_image_are_left_out(data: Path, tmp_path: Path, capsys: Any) -> None:
     fill_pool(tmp_path / "pool", 40)
     frames = Snapshot.take(tmp_path / "pool", tmp_path, None, 1)
     dataset = load_dataset(data)
-    held_out = (frames.path(3), dataset.val[0].path)
     labels = [item for item in dataset.train if len(item.class_id)]
-    found = teach(frames, sure_of_one, labels, len(dataset.names), Look(40, 16, 0, held_out))
-    assert frames.path(3) not in {image.item.path for image in found.images}
-    assert f"left out, shows the held-out image {frames.path(3).name}: {frames.name(3)}" in capsys.readouterr().err
-    assert 20 < found.looked < 40
+    pupils = Pupils(frames, labels, [replace(labels[0], path=frames.path(3)), *dataset.val], len(dataset.names))
+    for epoch in (2, 3):
+        found = pupils.taught(sure_of_one, Look(epoch, 40, 16, 0))
+        assert frames.path(3) not in {image.item.path for image in found.images}
+        assert 20 < found.looked < 40
+    told = capsys.readouterr().err
+    assert told.count(f"left out, shows the held-out image {frames.path(3).name}: {frames.name(3)}") == 1, "the first time"
+
+
+def test_pupils__frames_that_show_a_labelled_image_are_left_out_and_count_for_no_threshold(data: Path, tmp_path: Path) -> None:
+    fill_pool(tmp_path / "pool", 40)
+    frames = Snapshot.take(tmp_path / "pool", tmp_path, None, 1)
+    dataset = load_dataset(data)
+    labels = [item for item in dataset.train if len(item.class_id)]
+    own = [replace(item, path=frames.path(index)) for index, item in enumerate(labels[:2])]
+    looked: list[int] = []
+
+    def detect(images: Sequence[NDArray[np.uint8]]) -> list[Detections]:
+        looked.extend(int(image.sum(dtype=np.int64)) for image in images)
+        return sure_of_one(images)
+
+    found = Pupils(frames, own, (), len(dataset.names)).taught(detect, Look(2, 40, 16, 0))
+    assert not {item.path for item in own} & {image.item.path for image in found.images}
+    assert len(looked) == found.looked < 40
+    assert not set(looked) & {int(frames.read(index).sum(dtype=np.int64)) for index in range(len(own))}
 
 
 def bright_square(images: Sequence[NDArray[np.uint8]]) -> list[Detections]:
@@ -131,7 +153,7 @@ def bright_square(images: Sequence[NDArray[np.uint8]]) -> list[Detections]:
     return [square(image) for image in images]
 
 
-def test_teach__boxes_lie_where_the_student_sees_the_object(data: Path, tmp_path: Path) -> None:
+def test_pupils__boxes_lie_where_the_student_sees_the_object(data: Path, tmp_path: Path) -> None:
     with Pool.create(tmp_path / "pool") as pool:
         image = np.full((48, 96, 3), 20, np.uint8)
         image[10:26, 4:40] = 255
@@ -154,7 +176,7 @@ def test_teach__boxes_lie_where_the_student_sees_the_object(data: Path, tmp_path
     assert len(lefts) > 4, "flipped, scaled and moved"
 
 
-def test_teach__too_many_damaged_frames_stop_the_run_and_few_are_named(data: Path, tmp_path: Path, capsys: Any) -> None:
+def test_pupils__too_many_damaged_frames_stop_the_run_and_few_are_named(data: Path, tmp_path: Path, capsys: Any) -> None:
     for damaged in (1, 3):
         path = tmp_path / str(damaged)
         fill_pool(path / "pool", 40)
@@ -247,7 +269,10 @@ def test_finetune__frames_that_are_gone_are_told_before_a_resumed_run_trains(
         finetune(request(data, tmp_path / "run", pool_dir, resume=True))
 
 
-@pytest.mark.parametrize("cut", ["in the labels' turn", "before the teacher looked", "in the frames' turn", "before the end"])
+@pytest.mark.parametrize(
+    "cut",
+    ["in the labels' turn", "before the teacher looked", "in the frames' turn", "before it looked again", "before the end"],
+)
 def test_finetune__with_a_pool_resumed_ends_where_the_whole_run_ends(
     data: Path, pool_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, cut: str
 ) -> None:
@@ -270,6 +295,13 @@ def test_finetune__with_a_pool_resumed_ends_where_the_whole_run_ends(
     def killed_before(*_: Any) -> Taught:
         raise KeyboardInterrupt
 
+    look = Pupils.taught
+
+    def killed_before_again(pupils: Pupils, detect: DetectBatch, each: Look) -> Taught:
+        if each.epoch == 3:
+            raise KeyboardInterrupt
+        return look(pupils, detect, each)
+
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(training_module, "_SAVE_EVERY_S", 0)
         if "turn" in cut:
@@ -277,7 +309,7 @@ def test_finetune__with_a_pool_resumed_ends_where_the_whole_run_ends(
         elif "end" in cut:
             patch.setattr(finetune_module, "save_checkpoint", killed_before)
         else:
-            patch.setattr(finetune_module, "teach", killed_before)
+            patch.setattr(Pupils, "taught", killed_before_again if "again" in cut else killed_before)
         finetune(request(data, tmp_path / "run", pool_dir))
     kept = {path: path.stat().st_ino for path in (tmp_path / "run").rglob("*") if path.is_file()}
     with pytest.raises(TrainingError, match="holds a run already"):
