@@ -1,7 +1,7 @@
 """Jigsaw puzzles (Noroozi and Favaro 2016, arXiv 1603.09246): nine tiles are shuffled, which shuffle was it? A baseline.
 
-Tiles are shuffled in the picture and one pass looks at all of them, so that it is told apart at no more than a picture's
-cost; the paper looks at each tile by itself, and leaves gaps so that edges do not give the answer away, as is done here.
+As in the paper each tile is looked at by itself, so that only what it shows can tell where it belongs, and tiles are cut with
+gaps, so that edges which go on in the next one do not. Tiles become as large as the network's stride allows.
 """
 
 from __future__ import annotations
@@ -9,13 +9,15 @@ from __future__ import annotations
 import torch
 
 from edge.methods import Settings
-from edge.methods.views import TwoViews, ViewSpec
+from edge.methods.views import RandomView, ViewSpec
 from edge.trunk import Trunk, pooled
+from runtime.preprocess import STRIDE
 
 SIDE = 3
 _SHUFFLES = 64
 _CANDIDATES = 1000
 _GAP = 0.15  # of a tile's side, left out at random around what is shown
+_TILE, _HIDDEN = 128, 512  # widths of the head: for each tile, and for all of them side by side
 
 
 class Jigsaw(torch.nn.Module):
@@ -24,17 +26,20 @@ class Jigsaw(torch.nn.Module):
     def __init__(self, trunk: Trunk, settings: Settings) -> None:
         super().__init__()
         self.trunk = trunk
-        self.views = TwoViews(ViewSpec(settings.imgsz, upright=settings.upright))
-        self.head = torch.nn.Linear(sum(trunk.channels), _SHUFFLES)
+        self.views = RandomView(ViewSpec(settings.imgsz, upright=settings.upright))
+        self.tile_head = torch.nn.Sequential(torch.nn.Linear(sum(trunk.channels), _TILE), torch.nn.ReLU())
+        self.head = torch.nn.Sequential(
+            torch.nn.Linear(SIDE * SIDE * _TILE, _HIDDEN), torch.nn.ReLU(), torch.nn.Linear(_HIDDEN, _SHUFFLES)
+        )
         self.register_buffer("shuffles", distant_shuffles(_SHUFFLES))
         self.shuffles: torch.Tensor
 
-    def forward(self, first: torch.Tensor, second: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
-        """Cross-entropy over the shuffles of both views; ln 64 = 4.16 is chance."""
-        images = torch.cat([first, second])
+    def forward(self, images: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
+        """Cross-entropy over the shuffles; ln 64 = 4.16 is chance."""
         wanted = torch.randint(len(self.shuffles), (len(images),), device=images.device)
-        shuffled = shuffle_tiles(images, self.shuffles[wanted])
-        return torch.nn.functional.cross_entropy(self.head(pooled(self.trunk(shuffled))), wanted)
+        tiles = shuffled_tiles(images, self.shuffles[wanted])
+        found = self.tile_head(pooled(self.trunk(tiles.flatten(0, 1)))).view(len(images), -1)
+        return torch.nn.functional.cross_entropy(self.head(found), wanted)
 
     def after_step(self, step: int) -> None:
         """Nothing moves by itself."""
@@ -52,19 +57,25 @@ def distant_shuffles(count: int) -> torch.Tensor:
     return candidates[chosen]
 
 
-def shuffle_tiles(images: torch.Tensor, orders: torch.Tensor) -> torch.Tensor:
-    """Images (b, 3, h, w) with tile `orders[:, i]` at place i, each cropped at random and enlarged again; same shape."""
+def shuffled_tiles(images: torch.Tensor, orders: torch.Tensor) -> torch.Tensor:
+    """Nine tiles an image, tile `orders[:, i]` at place i, each cropped at random and enlarged again.
+
+    Args:
+        images: float32 (b, 3, side, side).
+        orders: long (b, 9); tiles are numbered row by row.
+
+    Returns:
+        float32 (b, 9, 3, t, t), t a multiple of the network's stride.
+    """
     side = images.shape[2] // SIDE
-    tiles = [images[:, :, row * side : (row + 1) * side, column * side : (column + 1) * side]
-             for row in range(SIDE) for column in range(SIDE)]  # fmt: skip
+    size = max(STRIDE, side // STRIDE * STRIDE)
     gap = int(_GAP * side)
-    cropped = []
-    for tile in tiles:
-        top, left = (int(torch.randint(gap + 1, ())) for _ in range(2))
-        part = tile[:, :, top : top + side - gap, left : left + side - gap]
-        cropped.append(torch.nn.functional.interpolate(part, (side, side), mode="bilinear", align_corners=False))
-    stacked = torch.stack(cropped, dim=1)
-    placed = stacked.gather(1, orders[:, :, None, None, None].expand_as(stacked))
-    rows = [torch.cat(list(placed[:, row * SIDE : (row + 1) * SIDE].unbind(1)), dim=3) for row in range(SIDE)]
-    whole = torch.cat(rows, dim=2)
-    return torch.nn.functional.interpolate(whole, images.shape[2:], mode="bilinear", align_corners=False)
+    tiles = []
+    for row in range(SIDE):
+        for column in range(SIDE):
+            top, left = (int(torch.randint(gap + 1, ())) for _ in range(2))
+            y, x = row * side + top, column * side + left
+            part = images[:, :, y : y + side - gap, x : x + side - gap]
+            tiles.append(torch.nn.functional.interpolate(part, (size, size), mode="bilinear", align_corners=False))
+    stacked = torch.stack(tiles, dim=1)
+    return stacked.gather(1, orders[:, :, None, None, None].expand_as(stacked))

@@ -27,8 +27,8 @@ class ViewSpec:
 
     Attributes:
         size: side in pixels of the square view.
-        least: smallest share of the frame in a crop. A small network cannot match views that share almost nothing
-            (SSLight, arXiv 2210.02808), so it is a third where photographs take 0.08.
+        least: smallest share of the frame in a crop, or of what a crop can show of it. A small network cannot
+            match views that share almost nothing (SSLight, arXiv 2210.02808), so it is a third where photographs take 0.08.
         jitter: strength of other light and colour, 1 as SimCLR's on photographs.
         grey: share of views without colour.
         blur: share of blurred views.
@@ -113,12 +113,16 @@ def to_tensor(rgb: NDArray[np.uint8]) -> torch.Tensor:
 
 
 def _crop(width: int, height: int, least: float, rng: np.random.Generator) -> tuple[int, int, int, int]:
-    """A random rectangle of at least that share of the frame; the whole frame where none fits."""
+    """A random rectangle of at least that share of the frame; of a frame that is wider or higher than a crop may be, of as much
+    of it as a crop can show: squeezed into a square it would show objects that no detector meets.
+    """
+    widest, highest = min(width, round(_RATIO[1] * height)), min(height, round(_RATIO[1] * width))
     for _ in range(_TRIES):
-        area = rng.uniform(least, 1) * width * height
+        area = rng.uniform(least, 1) * widest * highest
         ratio = np.exp(rng.uniform(np.log(_RATIO[0]), np.log(_RATIO[1])))
         wide, high = round(np.sqrt(area * ratio)), round(np.sqrt(area / ratio))
         if 0 < wide <= width and 0 < high <= height:
             left, top = int(rng.integers(width - wide + 1)), int(rng.integers(height - high + 1))
             return left, top, left + wide, top + high
-    return 0, 0, width, height
+    left, top = (int(rng.integers(room + 1)) if room else 0 for room in (width - widest, height - highest))
+    return left, top, left + widest, top + highest
