@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-import torch
+from typing import TYPE_CHECKING
 
 from edge.errors import TrainingError
 
+if TYPE_CHECKING:
+    import torch
+
 _LEAST_RANK = 2.0  # directions in use
 _LEAST_SPREAD = 0.02  # of unit vectors; those of d random dimensions have 1 / sqrt(d) each, times sqrt(d) here: about 1
-_FEWEST = 8  # images; fewer span few directions whatever the network does
+FEWEST = 8  # images; fewer span few directions whatever the network does
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,8 @@ class Spread:
 
 def spread_of(features: torch.Tensor) -> Spread:
     """The spread of features (n, d), any scale."""
+    import torch
+
     vectors = torch.nn.functional.normalize(features.detach().double(), dim=1)
     values = torch.linalg.svdvals(vectors - vectors.mean(0))
     share = values / values.sum().clamp_min(1e-12)
@@ -37,14 +41,15 @@ def spread_of(features: torch.Tensor) -> Spread:
     return Spread(float(entropy.exp()), float(deviation))
 
 
-def refuse_collapse(found: Spread, images: int) -> None:
+def refuse_collapse(found: Spread, images: int, method: str) -> None:
     """Stops a run that has nothing left to learn from.
 
     Raises:
         TrainingError: all features are (nearly) one.
     """
-    if images >= _FEWEST and (found.effective_rank < _LEAST_RANK or found.deviation < _LEAST_SPREAD):
+    if images >= FEWEST and (found.effective_rank < _LEAST_RANK or found.deviation < _LEAST_SPREAD):
+        other = "" if method == "vicreg" else ", or take --method vicreg, which forbids it"
         raise TrainingError(
             f"the features have collapsed (effective rank {found.effective_rank:.1f}, spread {found.deviation:.3f}): all images "
-            "look alike to the network; lower --lr, enlarge --batch, or take --method vicreg, which forbids it"
+            f"look alike to the network; lower --lr, enlarge --batch{other}"
         )

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from converters.checkpoint import load_checkpoint
 from edge.errors import TrainingError
-from edge.yolo import Part, build_detector, inject
+from edge.injection import inject_all, refuse_uncovered
+from edge.yolo import Part, build_detector
 from runtime.preprocess import STRIDE, Preprocess
 from runtime.progress import Progress
 
@@ -19,21 +19,21 @@ if TYPE_CHECKING:
     from edge.trunk import Trunk
 
 _BATCH = 16
+_SEEN = 512  # pictures that statistics are taken of
 
 
 def frozen_trunk(model: str, part: Part, weights: Iterable[Path], seed: int = 0) -> Trunk:
-    """The part of a detector that gives features, with the weights injected in their order over fresh ones.
+    """The part of a detector that gives features, with the weights injected in their order over fresh ones, and told.
 
     Raises:
-        CheckpointError: weights of another architecture.
+        CheckpointError: weights of another architecture, or of less than that part.
     """
     import torch
 
     from edge.trunk import Trunk
 
     detector = build_detector(model, ["object"], seed)
-    for path in weights:
-        inject(detector, load_checkpoint(path), model)
+    refuse_uncovered(part, inject_all(detector, tuple(weights), model))
     return Trunk(detector, model, part).eval().to("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -69,6 +69,23 @@ def features(trunk: Trunk, canvases: Sequence[NDArray[np.uint8]], progress: Prog
             found.append(pooled(trunk(torch.from_numpy(rgb).to(device).float() / 255)).cpu().numpy())
             progress.advance("", len(rgb))
     return np.concatenate(found)
+
+
+def with_statistics_of(trunk: Trunk, canvases: Sequence[NDArray[np.uint8]]) -> Trunk:
+    """The same trunk, whose batch norms have seen pictures: those of fresh weights hold statistics of no image, under which
+    layer after layer fades, and a network that is compared with them would be praised for having seen any.
+    """
+    import torch
+
+    norms = [layer for layer in trunk.modules() if isinstance(layer, torch.nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the mean over all batches
+    features(trunk.train(), canvases[:_SEEN], Progress("statistics", min(_SEEN, len(canvases))))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    return trunk.eval()
 
 
 def unit_vectors(vectors: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from calibration.accuracy import Accuracy, evaluate
 from calibration.labels import Dataset, load_dataset
-from converters.checkpoint import HELD_OUT, Checkpoint, detector_from_checkpoint, load_checkpoint, save_checkpoint
-from converters.errors import CheckpointError
+from converters.checkpoint import HELD_OUT, Checkpoint, detector_from_checkpoint, save_checkpoint
 from edge.errors import TrainingError
 from edge.fused_looks import fused_looks
+from edge.injection import inject_all
 from edge.loader_processes import killed_told, without_advice
 from edge.pool_light import PoolLight
 from edge.processes import Precision, detection_loss, launched_fabric, several
@@ -26,7 +26,7 @@ from edge.snapshot import Snapshot
 from edge.torch_detector import batch_detector, torch_detector
 from edge.training import Budget, Run, adamw, memory_told, seed_everything, train_epoch, with_training
 from edge.training_images import BatchSpec, TrainingImage, training_image, training_loader
-from edge.yolo import build_detector, family_of, inject, layers_of, weight_average
+from edge.yolo import build_detector, family_of, layers_of, weight_average
 from runtime.files import sha256_of_file
 from runtime.preprocess import STRIDE, Preprocess
 from runtime.progress import Progress
@@ -46,7 +46,6 @@ _LOOKS = 4  # of the teacher, evenly over the epochs that frames take part in
 _WEIGHT_DECAY = 5e-4
 _REMEDIES = "lower it or --imgsz, give --activation-checkpointing, or take a smaller --model"
 _FRAMES_STREAM = 500_009  # keeps the order of frames apart from that of labels
-_NESTED = ("backbone", "neck", "localizer")  # each has all tensors of those before it, a detector those of all
 _PLAIN_SHARE = 0.2  # of the epochs, at the end, without mosaic: the model then sees pictures as the camera gives them
 
 
@@ -192,7 +191,7 @@ def _train(request: FinetuneRequest) -> Finetuned:
     digest = data_digest(dataset)
     fabric = launched_fabric(request.precision)
     detector = build_detector(request.model, dataset.names, request.seed)
-    lineage = {**_inject_all(detector, request), **_lineage(request, dataset, digest)}
+    lineage = {**inject_all(detector, request.init, request.model).lineage, **_lineage(request, dataset, digest)}
     detector.to(device=fabric.device, memory_format=torch.channels_last)
     optimizer = adamw(_rates(detector, request), _WEIGHT_DECAY)
     steps_an_epoch = _steps(len(dataset.train), request.batch)
@@ -309,28 +308,6 @@ class _Loaders:
         with without_advice():
             begun = [iter(loader) for loader in loaders]
         return zip(*begun, strict=True)
-
-
-def _inject_all(detector: DetectionModel, request: FinetuneRequest) -> dict[str, str]:
-    """Injects every `init`, tells how many tensors, and returns the lineage of what was injected."""
-    lineage: dict[str, str] = {}
-    covered = len(_NESTED) + 1
-    for number, path in enumerate(request.init):
-        source = load_checkpoint(path)
-        covers = _NESTED.index(source.kind) if source.kind in _NESTED else len(_NESTED)
-        if covers >= covered:
-            raise CheckpointError(
-                f"--init {path}: its {source.kind} would replace all of {request.init[number - 1]}; name it before that, or leave "
-                "one of them out"
-            )
-        covered = covers
-        try:
-            told = inject(detector, source, request.model)
-        except CheckpointError as error:
-            raise CheckpointError(f"--init {path}: {error}") from error
-        sys.stderr.write(f"injected {source.kind} {path}: {told}\n")
-        lineage |= {**source.lineage, f"init_{source.kind}": str(told)}
-    return lineage
 
 
 def _rates(detector: DetectionModel, request: FinetuneRequest) -> list[tuple[torch.nn.Module, float]]:

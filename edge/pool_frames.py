@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.snapshot import MOST_DAMAGED
 from runtime.errors import PoolError
+from runtime.images import MOST_DAMAGED
 from runtime.pool import Pool, PoolEntry
 
 

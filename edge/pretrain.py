@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from dataclasses import dataclass
@@ -9,14 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from converters.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from edge.collapse import FEWEST, refuse_collapse
 from edge.errors import TrainingError
 from edge.loader_processes import killed_told
 from edge.methods import Settings, build_method
-from edge.pretrain_request import PretrainRequest, check, settings_of, teacher_of
+from edge.pretrain_request import PretrainRequest, check, remedies_of, settings_of, teacher_of
 from edge.processes import is_first, launched_fabric
 from edge.run_folder import LAST, run_folder
 from edge.snapshot import Snapshot
-from edge.training import Budget, Run, adamw, memory_told, refuse_other_settings, seed_everything, with_training
+from edge.training import Awaited, Budget, Run, adamw, memory_told, refuse_other_settings, seed_everything, with_training
 from edge.yolo import Part, build_detector, inject, layers_of, part_keys, weight_average
 from runtime.progress import Progress
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     import torch
     from lightning_fabric import Fabric
 
+    from edge.collapse import Spread
     from edge.shard_loader import ShardLoader
     from edge.shards import ShardSet
     from edge.view_loader import ViewLoader
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
 
 RESULT: dict[Part, str] = {"backbone": "backbone.pt", "neck": "neck.pt", "localizer": "localizer.pt"}
 _WEIGHT_DECAY = 1e-4
+_LOOK_EVERY = 500  # steps, within an epoch, for features that have collapsed; and at its end
 _FEWEST = 2  # frames: every contrastive batch needs another image to repel
 
 
@@ -82,9 +86,12 @@ def _pretrained(request: PretrainRequest) -> Path:
         kept = {key: between(began[key], state[key], request.interpolate) for key in keys}
         return Checkpoint(request.model, (), kept, request.imgsz, request.part, lineage)
 
-    remedies = "lower it or --imgsz, give --activation-checkpointing, or --chunk (less memory still)"
     left = (request.epochs - run.epoch) * loader.steps - run.step_in_epoch
-    with memory_told(request.batch, remedies), killed_told(), Progress("pretrain", left, shown=is_first()) as progress:
+    with (
+        memory_told(request.batch, remedies_of(request)),
+        killed_told(),
+        Progress("pretrain", left, shown=is_first()) as progress,
+    ):
         for _ in run.epochs(loader.steps):
             figures = _Epoch(run, trained, loader, request).train(checkpoint, progress)
             run.finish_epoch(checkpoint(), figures)
@@ -192,10 +199,12 @@ class _Epoch:
         run.extra["losses"] = losses
         began_s = saved_s = time.monotonic()
         images = 0
-        views: tuple[torch.Tensor, ...] = ()
+        seen: list[torch.Tensor] = []
         self._method.train()
-        for made in loader.epoch(run.epoch, run.step_in_epoch):
+        batches = Awaited(loader.epoch(run.epoch, run.step_in_epoch))
+        for made in batches:
             views = self._fabric.to_device(made)
+            seen = [*seen, views[0]][-math.ceil(FEWEST / len(views[0])) :]
             step = run.epoch * loader.steps + run.step_in_epoch
             seed_everything(self._request.seed, step * self._fabric.world_size + self._fabric.global_rank)
             losses.append(self._step(views))
@@ -205,6 +214,8 @@ class _Epoch:
             run.step_in_epoch += 1
             images += len(views[0]) * self._fabric.world_size
             progress.advance(f"loss {np.mean(losses):.3f}")
+            if run.step_in_epoch % _LOOK_EVERY == 0:
+                self._refuse_collapse(self._spread(seen), seen)
             if time.monotonic() - saved_s > self._request.save_every_s:
                 run.save(checkpoint())
                 saved_s = time.monotonic()
@@ -213,8 +224,18 @@ class _Epoch:
             "loss": float(np.mean(losses)),
             "seconds": round(seconds, 2),
             "images_per_s": round(images / max(seconds, 1e-9), 1),
+            "waited_s": round(batches.waited_s, 2),
         }
-        return figures | self._spread(views)
+        if not seen:
+            return figures
+        found = self._spread(seen)
+        figures |= {"effective_rank": round(found.effective_rank, 2), "deviation": round(found.deviation, 4)}
+        try:
+            self._refuse_collapse(found, seen)
+        except TrainingError:
+            run.note(figures)
+            raise
+        return figures
 
     def _step(self, views: tuple[torch.Tensor, ...]) -> float:
         from edge.large_batch import accumulated_backward, cached_backward
@@ -237,22 +258,22 @@ class _Epoch:
         run.apply()
         return float(loss)
 
-    def _spread(self, views: tuple[torch.Tensor, ...]) -> dict[str, float]:
-        """Of the last batch's features."""
+    def _spread(self, seen: list[torch.Tensor]) -> Spread:
+        """Of the latest images' features, those of all processes together."""
         import torch
 
-        from edge.collapse import refuse_collapse, spread_of
+        from edge.collapse import spread_of
         from edge.large_batch import in_chunks, statistics_kept
         from edge.trunk import pooled
 
-        if not views:
-            return {}
-        parts = in_chunks((views[0],), self._request.chunk or len(views[0]))
+        parts = [part for each in seen for part in in_chunks((each,), self._request.chunk or len(each))]
         # A short run's running statistics are still those of no image.
         with torch.no_grad(), statistics_kept(self._method), self._fabric.autocast():
-            found = spread_of(torch.cat([pooled(self._method.trunk(*part)) for part in parts]).float())
-        refuse_collapse(found, len(views[0]))
-        return {"effective_rank": round(found.effective_rank, 2), "deviation": round(found.deviation, 4)}
+            own = torch.cat([pooled(self._method.trunk(*part)) for part in parts]).float()
+        return spread_of(cast("torch.Tensor", self._fabric.all_gather(own)).flatten(0, -2))
+
+    def _refuse_collapse(self, found: Spread, seen: list[torch.Tensor]) -> None:
+        refuse_collapse(found, sum(map(len, seen)) * self._fabric.world_size, self._request.method)
 
 
 def _fingerprint(request: PretrainRequest, frames: Snapshot | ShardSet) -> dict[str, Any]:

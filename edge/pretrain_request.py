@@ -129,13 +129,23 @@ def check_part(method: str, part: Part) -> None:
         raise TrainingError(f"{method} can train {' or '.join(parts)}, but --part is {part}; change it, or --method")
 
 
+def remedies_of(request: PretrainRequest) -> str:
+    """What helps a run of these settings that is out of memory."""
+    ways = ["lower it or --imgsz"]
+    if not (request.activation_checkpointing or kind_of(request.method).is_masked):
+        ways.append("give --activation-checkpointing")
+    ways.append("start more processes" if several() else "give --chunk" if not request.chunk else "lower --chunk")
+    return f"{', '.join(ways[:-1])}, or {ways[-1]}"
+
+
 def settings_of(request: PretrainRequest) -> dict[str, Any]:
     """What a run that goes on must have been started with."""
     return {
         "model": request.model, "init": _digest(request.init), "imgsz": request.imgsz,
         "batch": request.batch, "method": request.method, "part": request.part, "teacher": teacher_of(request),
         "upright": request.upright, "chunk": request.chunk, "average": request.average,
-        # Which frames share a batch of shards depends on who reads them.
+        # Batch norms see what one process has; which frames share a batch of shards depends on who reads them.
+        "processes": world_size() if several() else "",
         "readers": f"{request.workers} × {world_size()}" if request.shards else "",
         "precision": request.precision, "anchor": request.anchor,
         "interpolate": request.interpolate,

@@ -1,7 +1,8 @@
 """How much do features know without being trained for it? kNN and a linear classifier on what a frozen network sees.
 
 Classes are those of labelled boxes, each cut out with some of its surroundings. The two classifiers are what papers on
-self-supervision report; the same network with fresh weights is measured beside, since much of a figure is the data's.
+self-supervision report; the same network with fresh weights, whose batch norms have seen the same boxes, is measured beside,
+since much of a figure is the data's.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from calibration.labels import LabeledImage, load_dataset
 from edge.errors import TrainingError
-from edge.features import checked_preprocess, features, frozen_trunk, letterboxed
+from edge.features import checked_preprocess, features, frozen_trunk, letterboxed, with_statistics_of
 from edge.yolo import Part
 from runtime.errors import MissingPackageError
 from runtime.images import read_image
@@ -88,6 +89,8 @@ def probe(request: ProbeRequest) -> dict[str, Probe]:
         raise TrainingError(f"{request.data} has no two classes with boxes in `train` and some in `val`; a probe needs them")
     given = {"fresh weights": (), "given weights": request.init}
     trunks = {name: frozen_trunk(request.model, request.part, init, request.seed) for name, init in given.items()}
+    shuffled = np.random.default_rng(request.seed).permutation(len(crops["train"]))
+    with_statistics_of(trunks["fresh weights"], [crops["train"][index][0] for index in shuffled])
     found: dict[str, Probe] = {}
     with Progress("probe", len(trunks) * sum(map(len, crops.values()))) as progress:
         for name, trunk in trunks.items():

@@ -21,12 +21,13 @@ from calibration.labels import LabeledImage
 from edge.errors import TrainingError
 from edge.leaks import HeldOut
 from edge.pseudo_labels import DOUBT, class_thresholds, split_by_belief
-from edge.snapshot import FRAMES, MOST_DAMAGED, Snapshot
+from edge.snapshot import FRAMES, Snapshot
 from edge.torch_detector import DetectBatch
 from edge.training_images import TrainingImage
 from runtime.detections import Detections
 from runtime.errors import PoolError
 from runtime.files import write_atomically
+from runtime.images import MOST_DAMAGED
 from runtime.progress import Progress
 
 _STREAM = 7  # keeps our random numbers apart from those of order and augmentation

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from edge.errors import TrainingError
 from edge.shards import INDEX, Shard, ShardIndex
-from edge.snapshot import MOST_DAMAGED
 from runtime.errors import PoolError
 from runtime.files import write_atomically
+from runtime.images import MOST_DAMAGED
 from runtime.pool import Pool, PoolEntry
 from runtime.progress import Progress
 

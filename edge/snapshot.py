@@ -21,7 +21,6 @@ from runtime.images import decode_image
 from runtime.pool import Pool
 
 FRAMES = "frames"
-MOST_DAMAGED = 0.05  # share of the frames that a run leaves out; more are no accident
 _NAME = re.compile(r"\d{7,}-[0-9a-f]{64}\.jpg")
 
 

@@ -26,7 +26,7 @@ from edge.study_plan import Arm, Cell, PretrainPlan, SetPlan, StudyPlan, cells_o
 from runtime.files import write_atomically
 from runtime.images import list_images
 from runtime.pool import Pool
-from runtime.pool_import import add_image_file
+from runtime.pool_import import add_image_files
 
 RESULTS = "results.jsonl"
 _RESULT, _RUN = "result.json", "run"  # in a run's folder
@@ -165,8 +165,7 @@ def _pool(path: Path, images: list[Path], held_out: list[Path]) -> Path:
     done = path.with_suffix(".done")
     if not done.is_file():
         with Pool.create(path, quota_bytes=_NO_QUOTA, evict=False) as pool:
-            for number, image in enumerate(images):
-                add_image_file(pool, image, "study", float(number))
+            add_image_files(pool, images, "study", 0.0, 1.0)
             leaks = leaks_of(pool, held_out)
             for entry in pool.entries(with_embeddings=False):
                 if entry.sha256 in leaks:

@@ -164,6 +164,11 @@ class Run:
             self._log.write(self.extra["figures"])
         self._saved_s = time.monotonic()
 
+    def note(self, figures: Mapping[str, float]) -> None:
+        """Logs what an epoch gave that is not finished, and of which nothing else is kept."""
+        if is_first():
+            self._log.write([*self.extra.get("figures", []), {"epoch": self.epoch + 1, **figures}])
+
     def save(self, checkpoint: Checkpoint) -> None:
         """Writes `last.pt` as things stand: a resume goes on after `step_in_epoch` steps of this epoch."""
         scheduler = self._scheduler.state_dict() if self._scheduler is not None else {}
@@ -244,6 +249,25 @@ def memory_told(batch: int, remedies: str) -> Iterator[None]:
         raise TrainingError(f"out of memory with --batch {batch}; {remedies}") from error
 
 
+class Awaited:
+    """Batches, and how long the training waited for them.
+
+    Attributes:
+        waited_s: so far.
+    """
+
+    def __init__(self, batches: Iterable[Any]) -> None:
+        self.waited_s = 0.0
+        self._batches = batches
+
+    def __iter__(self) -> Iterator[Any]:
+        began_s = time.monotonic()
+        for batch in self._batches:
+            self.waited_s += time.monotonic() - began_s
+            yield batch
+            began_s = time.monotonic()
+
+
 def train_epoch(
     run: Run,
     batches: Iterable[Any],
@@ -253,13 +277,15 @@ def train_epoch(
 ) -> dict[str, float]:
     """One epoch: a step for each batch; the mean loss and images' time."""
     losses, start = [], time.monotonic()
-    for batch in batches:
+    awaited = Awaited(batches)
+    for batch in awaited:
         loss = loss_of(batch)
         run.step(loss)
         after_step()
         losses.append(float(loss.detach()))
         progress.advance(f"loss {np.mean(losses):.3f}")
-    return {"loss": float(np.mean(losses)), "seconds": round(time.monotonic() - start, 2)}
+    seconds = time.monotonic() - start
+    return {"loss": float(np.mean(losses)), "seconds": round(seconds, 2), "waited_s": round(awaited.waited_s, 2)}
 
 
 def with_training(checkpoint: Checkpoint, training: Mapping[str, Any] | None) -> Checkpoint:

@@ -16,8 +16,9 @@ import torch
 from edge.errors import TrainingError
 from edge.loader_processes import Made, batches_of
 from edge.methods import Views
-from edge.snapshot import MOST_DAMAGED, Snapshot
+from edge.snapshot import Snapshot
 from runtime.errors import EdgeloopError, PoolError, SourceError
+from runtime.images import MOST_DAMAGED
 
 
 @dataclass(frozen=True, slots=True)

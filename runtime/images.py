@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from runtime.errors import SourceError
 
+MOST_DAMAGED = 0.05  # share of many images that is left out and named; more are no accident
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
 _JPEG_START, _JPEG_SCAN, _JPEG_END = b"\xff\xd8", b"\xff\xda", b"\xff\xd9"
 

@@ -2,11 +2,58 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from runtime.errors import SourceError
-from runtime.images import decode_image
+from runtime.images import MOST_DAMAGED, decode_image
 from runtime.pool import Pool, Seen
+from runtime.progress import Progress
+
+_SHOWN = 3  # damaged images in a refusal
+
+
+@dataclass(frozen=True, slots=True)
+class Added:
+    """What became of image files.
+
+    Attributes:
+        added: new in the pool.
+        known: that were there already.
+        damaged: that were left out.
+    """
+
+    added: int
+    known: int
+    damaged: int
+
+
+def add_image_files(pool: Pool, paths: Sequence[Path], camera: str, began_wall_s: float, apart_s: float) -> Added:
+    """Adds image files, `apart_s` seconds apart from `began_wall_s` (Unix time); damaged ones are left out and named on stderr.
+
+    Raises:
+        SourceError: more than 5 % are damaged; what was added before stays.
+        PoolError: the pool refuses one.
+    """
+    added = 0
+    damaged: list[str] = []
+    with Progress("add", len(paths)) as progress:
+        for number, path in enumerate(paths):
+            try:
+                added += add_image_file(pool, path, camera, began_wall_s + number * apart_s)
+            except SourceError as error:
+                damaged.append(str(error))
+            if len(damaged) > MOST_DAMAGED * len(paths):
+                raise SourceError(
+                    f"{len(damaged)} of the first {number + 1} images are damaged: {'; '.join(damaged[:_SHOWN])}; mend or remove them "
+                    "and start again, what was added stays"
+                )
+            progress.advance(path.name)
+    for told in damaged:
+        sys.stderr.write(f"left out: {told}\n")
+    return Added(added, len(paths) - added - len(damaged), len(damaged))
 
 
 def add_image_file(pool: Pool, path: Path, camera: str, captured_wall_s: float) -> bool:

@@ -12,8 +12,6 @@ import typer
 
 from edge.commands.options import Json
 
-_SHOWN = 5  # damaged images in a sentence
-
 
 def add(
     pool: Annotated[Path, typer.Argument(help="The pool; made if need be.")],
@@ -24,33 +22,16 @@ def add(
     ] = 2147.483648,
 ) -> None:
     """Adds a folder of images; JPEG files keep their bytes. Damaged ones are left out and named; above 5 % it stops."""
-    from edge.snapshot import MOST_DAMAGED
-    from runtime.errors import SourceError
     from runtime.images import list_images
     from runtime.pool import Pool
-    from runtime.pool_import import add_image_file
-    from runtime.progress import Progress
+    from runtime.pool_import import add_image_files
 
     paths = list_images(images)
-    now, added = time.time(), 0
-    damaged: list[str] = []
-    with Pool.create(pool, round(quota_mb * 1e6), evict=False) as opened, Progress("add", len(paths)) as progress:
-        for number, path in enumerate(paths):
-            try:
-                added += add_image_file(opened, path, camera, now + number * 1e-3)
-            except SourceError as error:
-                damaged.append(str(error))
-            if len(damaged) > MOST_DAMAGED * len(paths):
-                raise SourceError(
-                    f"{len(damaged)} of the first {number + 1} images are damaged: {'; '.join(damaged[:_SHOWN])}; mend or remove them "
-                    "and start again, what was added stays"
-                )
-            progress.advance(path.name)
-        for told in damaged:
-            sys.stderr.write(f"left out: {told}\n")
+    with Pool.create(pool, round(quota_mb * 1e6), evict=False) as opened:
+        found = add_image_files(opened, paths, camera, time.time(), 1e-3)
         typer.echo(
-            f"{added} of {len(paths)} added, {len(paths) - added - len(damaged)} were there, {len(damaged)} damaged; {len(opened)} "
-            f"frames, {opened.used_bytes / 1e6:.1f} MB"
+            f"{found.added} of {len(paths)} added, {found.known} were there, {found.damaged} damaged; {len(opened)} frames, "
+            f"{opened.used_bytes / 1e6:.1f} MB"
         )
 
 

@@ -9,7 +9,11 @@ import pytest
 import torch
 
 from converters.checkpoint import load_checkpoint
+from edge import pretrain as pretrain_module
+from edge import training
+from edge import trunk as trunk_module
 from edge.errors import TrainingError
+from edge.methods.simclr import SimCLR
 from edge.pretrain import pretrain
 from edge.training import Run, memory_told
 from edge.yolo import build_detector, inject
@@ -29,7 +33,7 @@ def test_pretrain__writes_a_backbone_and_is_deterministic(pool_dir: Path, tmp_pa
     with (tmp_path / "a" / "log.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [float(row["loss"]) for row in rows] == [record["loss"] for record in records]
-    assert len(list((tmp_path / "a" / "tensorboard").iterdir())) == 2
+    assert len(list((tmp_path / "a" / "tensorboard").iterdir())) == 1
 
 
 def test_pretrain__another_seed_gives_other_weights(pool_dir: Path, tmp_path: Path) -> None:
@@ -68,6 +72,47 @@ def test_pretrain__a_truncated_frame_is_named(tmp_path: Path, capsys: pytest.Cap
         pretrain(pretrain_request(tmp_path / "pool8", tmp_path / "run8", epochs=1))
     pretrain(pretrain_request(tmp_path / "pool24", tmp_path / "run24", epochs=1))
     assert f"left out, damaged: {victim.name}" in capsys.readouterr().err
+
+
+def test_pretrain__a_loss_that_is_no_number_ends_the_run_and_the_checkpoint_before_it_stays(
+    pool_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = SimCLR.forward
+    monkeypatch.setattr(training, "_SAVE_EVERY_S", 0.0)
+
+    def poisoned(method: SimCLR, *views: torch.Tensor) -> torch.Tensor:
+        loss = forward(method, *views)
+        return loss * float("nan") if (tmp_path / "run" / "last.pt").exists() else loss
+
+    monkeypatch.setattr(SimCLR, "forward", poisoned)
+    with pytest.raises(TrainingError, match=r"loss became nan in epoch 2; lower --lr .*last\.pt if the weights before it"):
+        pretrain(pretrain_request(pool_dir, tmp_path / "run"))
+    kept = load_checkpoint(tmp_path / "run" / "last.pt")
+    assert kept.training
+    assert kept.training["epoch"] == 1
+    assert all(torch.isfinite(value).all() for value in kept.state.values())
+    assert not (tmp_path / "run" / "backbone.pt").exists()
+
+
+@pytest.mark.parametrize(("batch", "look_every"), [(8, 500), (4, 500), (8, 2)])
+def test_pretrain__features_that_collapse_end_the_run_and_are_logged(
+    pool_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch: int, look_every: int
+) -> None:
+    monkeypatch.setattr(pretrain_module, "_LOOK_EVERY", look_every)
+    monkeypatch.setattr(trunk_module, "pooled", lambda maps: maps[0].mean((2, 3)) * 0 + 1)
+    with pytest.raises(TrainingError, match=r"collapsed \(effective rank 1\.0, spread 0\.000\).* --method vicreg"):
+        pretrain(pretrain_request(pool_dir, tmp_path / "run", batch=batch))
+    assert not list((tmp_path / "run").glob("*.pt"))
+    if look_every > 2:
+        (record,) = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+        assert (record["epoch"], record["effective_rank"], record["deviation"]) == (1, 1.0, 0.0)
+
+
+def test_pretrain__how_long_it_waited_for_views_is_logged(pool_dir: Path, tmp_path: Path) -> None:
+    pretrain(pretrain_request(pool_dir, tmp_path / "run"))
+    for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        assert 0 < record["waited_s"] < record["seconds"]
 
 
 @pytest.mark.parametrize("method", ["dense", "moco", "hybrid"])

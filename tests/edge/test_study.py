@@ -16,10 +16,10 @@ from edge.study import _pool, _unlabeled, same_plan, study
 from edge.study_plan import SetPlan, StudyPlan, cells_of, load_plan
 from edge.study_report import mean_and_half, plot, rows_of, table
 from edge.training import Run
-from runtime.errors import EdgeloopError
+from runtime.errors import EdgeloopError, SourceError
 from runtime.images import read_image
 from runtime.pool import Pool
-from tests.conftest import ROOT
+from tests.conftest import ROOT, write_images
 
 RECORDS: list[dict[str, Any]] = [
     {"set": "steel", "fraction": 0.1, "arm": arm, "seed": seed, "map50_95": value, "f1": 2 * value}
@@ -207,6 +207,17 @@ def test_pool__what_shows_a_held_out_image_is_left_out(
     with Pool.open(_pool(tmp_path / "pool", [*images[1:4], again], [images[0]])) as pool:
         assert len(pool) == 3
     assert f"shows a held-out image: {images[0].name}" in capsys.readouterr().err
+
+
+def test_pool__a_damaged_picture_among_many_is_left_out_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    paths = write_images(tmp_path / "images", 24)
+    paths[3].write_bytes(b"")
+    with Pool.open(_pool(tmp_path / "_pool", paths, paths[:1])) as pool:
+        assert len(pool) == 22
+    assert f"left out: {paths[3]} cannot be decoded as an image (0 bytes)" in capsys.readouterr().err
+    paths[4].write_bytes(b"")
+    with pytest.raises(SourceError, match="2 of the first 5 images are damaged"):
+        _pool(tmp_path / "other" / "_pool", paths, paths[:1])
 
 
 def test_unlabeled__frames_of_scenes_that_are_held_out_stay_out(tmp_path: Path) -> None:

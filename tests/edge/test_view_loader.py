@@ -166,11 +166,11 @@ def test_collapse__one_point_is_refused_and_random_features_are_not() -> None:
     spread = spread_of(torch.from_numpy(rng.normal(size=(64, 32))))
     assert 0.8 < spread.deviation < 1.2
     assert 20 < spread.effective_rank <= 32
-    refuse_collapse(spread, 64)
+    refuse_collapse(spread, 64, "simclr")
     point = spread_of(torch.ones(64, 32) + 1e-4 * torch.from_numpy(rng.normal(size=(64, 32))))
     with pytest.raises(TrainingError, match=r"collapsed.*--method vicreg"):
-        refuse_collapse(point, 64)
+        refuse_collapse(point, 64, "simclr")
     line = spread_of(torch.from_numpy(rng.normal(size=(64, 1)) * rng.normal(size=(1, 32))))
     with pytest.raises(TrainingError, match="collapsed"):
-        refuse_collapse(line, 64)
-    refuse_collapse(point, 2)  # too few to tell
+        refuse_collapse(line, 64, "vicreg")
+    refuse_collapse(point, 2, "moco")  # too few to tell
