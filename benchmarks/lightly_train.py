@@ -2,7 +2,9 @@
 
 LightlyTrain (AGPL) lives in an environment of its own; EDGE_LIGHTLY_PYTHON names its interpreter. `rate` measures, each run
 a process; what starting costs is taken off by the difference of a longer and a shorter run. `weights` trains what a study's
-outside arm starts from: `{set}-{seed}.pt` for every pool of the study.
+outside arm starts from: `{set}-{seed}.pt` for every pool of the study. Its settings are LightlyTrain's own but for three that
+are those of the arm beside it: size, epochs and batch; and pictures from 0 to 1, as a YOLO takes them: under its default,
+ImageNet's mean and deviation, what it learns does not fit the pictures that fine-tuning shows.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from calibration.labels import load_dataset
 MODEL, IMGSZ, BATCH = "yolo11n", 224, 64
 ROUNDS, SHORT, LONG = 3, 1, 4  # epochs
 FRAMES = 256
+STUDIES = {"neu_det": (10, 128, 64), "apple": (30, 224, 32), "deeppcb": (8, 256, 32)}  # epochs, side and batch
 FOLDER = WORK / "lightly-train"
 
 THEIRS = """
@@ -33,7 +36,7 @@ if __name__ == "__main__":
     lightly_train.pretrain(
         out=out, data=images, model=f"ultralytics/{model}.yaml", method="simclr", epochs=int(epochs), batch_size=int(batch),
         devices=1, accelerator="cpu", precision=precision, seed=int(seed), overwrite=True,
-        transform_args={"image_size": (int(imgsz), int(imgsz))},
+        transform_args={"image_size": (int(imgsz), int(imgsz)), "normalize": {"mean": (0.0,) * 3, "std": (1.0,) * 3}},
     )
 """
 
@@ -105,8 +108,9 @@ def rate(precision: str) -> None:
     )  # fmt: skip
 
 
-def weights(study: Path, epochs: int, imgsz: int, batch: int, precision: str) -> None:
-    """A checkpoint for each set and seed of a study."""
+def weights(study: Path, precision: str) -> None:
+    """A checkpoint for each set and seed of a study of `STUDIES`."""
+    epochs, imgsz, batch = STUDIES[study.name]
     for pool in sorted(study.glob("*/seed*/_pool")):
         name, seed = pool.parent.parent.name, int(pool.parent.name.removeprefix("seed"))
         out = study / "lightly" / f"{name}-{seed}"
@@ -122,14 +126,12 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("job", choices=("rate", "weights"))
     parser.add_argument("--study", type=Path)
-    for name, value in (("epochs", 10), ("imgsz", IMGSZ), ("batch", BATCH)):
-        parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--precision", default="32-true")
     arguments = parser.parse_args()
     if arguments.job == "rate":
         rate(arguments.precision)
     else:
-        weights(arguments.study, arguments.epochs, arguments.imgsz, arguments.batch, arguments.precision)
+        weights(arguments.study, arguments.precision)
 
 
 if __name__ == "__main__":
