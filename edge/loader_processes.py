@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -55,16 +56,20 @@ def _handed_over(made: Any) -> Any:
 
 @contextmanager
 def killed_told() -> Iterator[None]:
-    """Within, a loader process that was killed is a sentence.
+    """Within, a loader process that was killed is a sentence; one that was asked to end was asked with all of its group, as
+    systemd and terminals do, and so were we.
 
     PyTorch raises it from a signal's handler, so that it can come out of anything that the main thread does meanwhile.
 
     Raises:
         TrainingError: instead of PyTorch's error.
+        SystemExit: after SIGTERM, as if it had reached this process first.
     """
     try:
         yield
     except RuntimeError as error:
         if "DataLoader worker (pid" not in f"{error}":  # one that met a mistake of ours tells its traceback
             raise
+        if f"{signal.strsignal(signal.SIGTERM)}" in f"{error} {error.__cause__}":
+            raise SystemExit(128 + signal.SIGTERM) from error
         raise TrainingError(f"a process that makes views was killed ({first_line(error)}); {_REMEDIES}") from error

@@ -5,22 +5,30 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from calibration.labels import grouped
 from converters.architecture import MODEL_NAMES
+from converters.checkpoint import load_checkpoint
 from edge.errors import TrainingError
 from edge.pretrain_request import PretrainRequest, check, most_of
 from edge.processes import Precision
 from edge.yolo import Part
 from runtime.config_words import problem_of
+from runtime.errors import first_line
 from runtime.images import list_images
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_+.-]{0,63}$")]  # of folders
 Fraction = Annotated[float, Field(gt=0, le=1)]
+# With the limits that the commands have.
+Epochs = Annotated[int, Field(ge=1, le=10**6, strict=True)]
+Batch = Annotated[int, Field(ge=2, le=65536, strict=True)]
+Side = Annotated[int, Field(ge=32, le=4096, multiple_of=32, strict=True)]
+Rate = Annotated[float, Field(ge=1e-8, le=1)]
+Seed = Annotated[int, Field(ge=0, le=2**31 - 1, strict=True)]
 
 
 class _Strict(BaseModel):
@@ -32,10 +40,10 @@ class PretrainPlan(_Strict):
 
     method: str = "cutpaste"
     part: Part
-    epochs: int = Field(default=30, ge=1)
-    batch: int = Field(default=16, ge=2)
-    imgsz: int = Field(default=224, ge=32, multiple_of=32)
-    lr: float = Field(default=1e-3, gt=0)
+    epochs: Epochs = 30
+    batch: Batch = 16
+    imgsz: Side = 224
+    lr: Rate = 1e-3
     upright: bool = False
     teacher: str | None = None
     teacher_model: str = ""
@@ -71,13 +79,13 @@ class PretrainPlan(_Strict):
 class FinetunePlan(_Strict):
     """Budget of fine-tuning: optimizer steps, the same for every fraction and arm."""
 
-    steps: int = Field(default=400, ge=1)
-    batch: int = Field(default=16, ge=1)
-    lr: float = Field(default=1e-3, gt=0)
+    steps: int = Field(default=400, ge=1, le=10**8, strict=True)
+    batch: int = Field(default=16, ge=1, le=65536, strict=True)
+    lr: Rate = 1e-3
     layer_decay: float = Field(default=1.0, gt=0, le=1)
     freeze: float = Field(default=0.0, ge=0, le=1)
     precision: Precision = "32-true"
-    pool_ratio: float = Field(default=1.0, gt=0)
+    pool_ratio: float = Field(default=1.0, ge=0.1, le=16)
     burn_in: float = Field(default=0.5, gt=0, lt=1)
 
 
@@ -104,7 +112,7 @@ class Arm(_Strict):
         weights: a checkpoint made elsewhere, `{set}` and `{seed}` filled in.
     """
 
-    start: str = Field(default="scratch", pattern="^(scratch|coco)$")
+    start: Literal["scratch", "coco"] = "scratch"
     ssl: bool | dict[str, Any] = False
     pool: bool = False
     weights: str | None = None
@@ -115,11 +123,11 @@ class StudyPlan(_Strict):
 
     model: str = "yolo11n"
     weights: str | None = None
-    imgsz: int = Field(default=224, ge=32, multiple_of=32)
+    imgsz: Side = 224
     pretrain: PretrainPlan = Field(default_factory=lambda: PretrainPlan.model_validate({}))
     finetune: FinetunePlan = Field(default_factory=FinetunePlan)
     fractions: list[Fraction] = Field(min_length=1)
-    seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
+    seeds: list[Seed] = Field(min_length=1)
     sets: dict[Name, SetPlan] = Field(min_length=1)
     arms: dict[Name, Arm] = Field(min_length=1)
 
@@ -129,7 +137,10 @@ class StudyPlan(_Strict):
             raise ValueError("an arm starts from coco, but `weights` names no checkpoint")
         for name, arm in self.arms.items():
             if isinstance(arm.ssl, dict):
-                self.pretrain_of(arm)
+                try:
+                    self.pretrain_of(arm)
+                except ValidationError as error:
+                    raise ValueError(f"arms.{name}.ssl: {_problems(error)}") from error
             if arm.ssl and arm.weights:
                 raise ValueError(f"arm {name} has both `ssl` and `weights`; it can have one")
         if len(set(self.seeds)) < len(self.seeds) or len(set(self.fractions)) < len(self.fractions):
@@ -154,17 +165,22 @@ class StudyPlan(_Strict):
         """Looks for every file before the first run.
 
         Raises:
-            TrainingError: some file or folder is not there.
+            TrainingError: some file or folder is not there, or is of another architecture.
+            CheckpointError: weights that cannot be read.
             DataError: a group that does not fit the names.
         """
         wanted = [Path(self.weights)] if self.weights else []
+        teachers = [
+            Path(plan.teacher) for plan in (self.pretrain_of(arm) for arm in self.arms.values() if arm.ssl) if plan.teacher
+        ]
         for arm in self.arms.values():
-            teacher = self.pretrain_of(arm).teacher if arm.ssl else None
-            wanted += [Path(teacher)] if teacher else []
             wanted += [self.weights_of(arm, name, seed) for name in self.sets for seed in self.seeds if arm.weights]
-        missing = [str(path) for path in wanted if not path.is_file()]
+        missing = [str(path) for path in [*wanted, *teachers] if not path.is_file()]
         if missing:
             raise TrainingError(f"no such checkpoint: {', '.join(missing)}; correct the plan")
+        for path in wanted:
+            if (own := load_checkpoint(path).model) != self.model:
+                raise TrainingError(f"{path} is of {own}, but the plan's model is {self.model}; correct one of them")
         for spec in self.sets.values():
             grouped(list_images(Path(spec.folder) / "images"), spec.group)
             if spec.unlabeled is not None:
@@ -200,12 +216,21 @@ def load_plan(path: Path) -> StudyPlan:
         TrainingError: it cannot be read, or says something that is not understood.
     """
     try:
-        return StudyPlan.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise TrainingError(f"{path} cannot be read as YAML: {error}; see docs/study.md for an example") from error
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise TrainingError(f"{path} cannot be read: {error.strerror}; docs/study.md has an example") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise TrainingError(f"{path} is not valid YAML: {first_line(error)}; docs/study.md has an example") from error
+    try:
+        return StudyPlan.model_validate(content)
     except ValidationError as error:
-        told = "; ".join(f"{'.'.join(map(str, item['loc']))}: {problem_of([item])}" for item in error.errors())
-        raise TrainingError(f"{path}: {told}; see docs/study.md for an example") from error
+        raise TrainingError(f"{path}: {_problems(error)}; docs/study.md has an example") from error
+
+
+def _problems(error: ValidationError) -> str:
+    """All of them, each behind its place."""
+    told = ((".".join(map(str, item["loc"])), problem_of([item])) for item in error.errors())
+    return "; ".join(f"{place}: {problem}" if place else problem for place, problem in told)
 
 
 def cells_of(plan: StudyPlan) -> Iterator[Cell]:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,17 @@ import cv2
 import pytest
 import yaml
 
+from calibration.errors import DataError
 from calibration.labels import load_dataset
+from converters.checkpoint import Checkpoint, save_checkpoint
+from edge import study as study_module
 from edge.demo.scene import SimulatedScene
 from edge.errors import TrainingError
 from edge.study import _pool, _unlabeled, same_plan, study
 from edge.study_plan import SetPlan, StudyPlan, cells_of, load_plan
 from edge.study_report import mean_and_half, plot, rows_of, table
 from edge.training import Run
+from edge.yolo import build_detector
 from runtime.errors import EdgeloopError, SourceError
 from runtime.images import read_image
 from runtime.pool import Pool
@@ -260,7 +265,13 @@ def test_cells__seed_by_seed(folder: Path) -> None:
             "--anchor holds",
         ),
         ({"seeds": [0, 0]}, "named twice"),
-        ({"model": "yolo77"}, "unknown model 'yolo77'"),
+        ({"model": "yolo77"}, "study.yaml: unknown model 'yolo77'"),
+        ({"finetune": {"lr": 7.5}}, "finetune.lr: is 7.5; expected at most 1"),
+        ({"finetune": {"steps": True}}, "finetune.steps: is true; expected a whole number"),
+        ({"imgsz": 32 * 10**30}, "imgsz: is 320+; expected at most 4096"),
+        ({"seeds": [2**31]}, "seeds.0: is 2147483648; expected at most 2147483647"),
+        ({"arms": {"a": {"start": "COCO"}}}, "arms.a.start: is 'COCO'; expected 'scratch' or 'coco'"),
+        ({"arms": {"a": {"ssl": {"batch": "/"}}}}, "arms.a.ssl: batch: is '/'; expected a whole number"),
     ],
 )
 def test_load_plan__mistakes_are_told(folder: Path, tmp_path: Path, changes: dict[str, Any], told: str) -> None:
@@ -268,6 +279,48 @@ def test_load_plan__mistakes_are_told(folder: Path, tmp_path: Path, changes: dic
     path.write_text(json.dumps(plan_of(folder, **changes)))
     with pytest.raises(TrainingError, match=told):
         load_plan(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("seeds: 2021-13-45", "is not valid YAML: month must be in 1..12"),
+        ("[" * 20000, "is not valid YAML: maximum recursion depth"),
+        ("a: [", "is not valid YAML: while parsing"),
+        ("\x00", "is not valid YAML"),
+        ("", "study.yaml: is empty"),
+        (None, "study.yaml cannot be read: No such file or directory; docs/study.md has an example"),
+    ],
+)
+def test_load_plan__what_is_no_plan_is_told_in_a_line(tmp_path: Path, text: str | None, told: str) -> None:
+    path = tmp_path / "study.yaml"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(TrainingError, match=told) as raised:
+        load_plan(path)
+    assert "\n" not in str(raised.value)
+
+
+def test_study__weights_of_another_architecture_are_told_before_the_first_run(folder: Path, tmp_path: Path) -> None:
+    detector = build_detector("yolov8n", ["x"], 0)
+    save_checkpoint(tmp_path / "v8.pt", Checkpoint("yolov8n", ("x",), detector.state_dict(), 64))
+    plan = StudyPlan.model_validate(plan_of(folder, weights=str(tmp_path / "v8.pt")))
+    with pytest.raises(TrainingError, match=r"v8\.pt is of yolov8n, but the plan's model is yolo11n"):
+        study(plan, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_study__a_label_of_the_second_set_is_told_before_the_first_run(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(folder, tmp_path / "other")
+    labels = next(path for path in (tmp_path / "other" / "labels").iterdir() if path.read_text())
+    labels.write_text("77 0.5 0.5 0.1 0.1\n")
+    monkeypatch.setattr(study_module, "_run", lambda *_: pytest.fail("ran"))
+    plan = plan_of(folder)
+    plan["sets"] = {**plan["sets"], "other": {**next(iter(plan["sets"].values())), "folder": str(tmp_path / "other")}}
+    with pytest.raises(DataError, match="class 77 is unknown"):
+        study(StudyPlan.model_validate(plan), tmp_path / "out")
 
 
 def test_plan__of_the_documentation() -> None:

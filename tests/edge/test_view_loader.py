@@ -109,9 +109,9 @@ class Failing:
             raise TrainingError("a sentence; do this")
         if self.what == "mistaken":
             raise RuntimeError("a mistake of ours")
-        if self.what == "killed":
+        if self.what in ("killed", "ended"):
             time.sleep(0.3)  # PyTorch looks after its processes once all have begun; earlier it takes 5 s to notice
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), signal.SIGKILL if self.what == "killed" else signal.SIGTERM)
         if self.what == "memory":  # files of shared memory have a size like others
             resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
         return (torch.zeros(1000),)
@@ -128,6 +128,12 @@ class Failing:
 def test_loader__what_ends_a_process_is_one_sentence(frames: Snapshot, what: str, told: str) -> None:
     with pytest.raises(TrainingError, match=told):
         list(ViewLoader(frames, Failing(what), LoaderSpec(7, 3, workers=2)).epoch(0))
+
+
+def test_loader__processes_that_are_asked_to_end_were_asked_with_us(frames: Snapshot) -> None:
+    with pytest.raises(SystemExit) as ended:
+        list(ViewLoader(frames, Failing("ended"), LoaderSpec(7, 3, workers=2)).epoch(0))
+    assert ended.value.code == 143, "what SIGTERM to this process gives"
 
 
 def test_loader__a_mistake_in_a_process_keeps_its_traceback(frames: Snapshot) -> None:
