@@ -158,7 +158,7 @@ class Pupils:
         if len(damaged) > MOST_DAMAGED * len(chosen):
             raise TrainingError(
                 f"{len(damaged)} of {len(chosen)} frames are damaged, first {damaged[0]}; find and remove them with: edge pool "
-                "check POOL --repair, and start a new run"
+                "check POOL --repair, and start a new run in another --out"
             )
         for name in damaged:
             sys.stderr.write(f"left out, damaged: {name}\n")

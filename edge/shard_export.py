@@ -28,6 +28,9 @@ def export_shards(pool: Path, out: Path, per_shard: int = 1000) -> ShardIndex:
         PoolError: no pool, an empty one, or too many damaged frames.
         TrainingError: `out` holds shards already, or cannot be written.
     """
+    if out.exists() and not out.is_dir():
+        raise TrainingError(f"{out} is a file; name a folder for the shards")
+    is_new = not out.exists()
     if (out / INDEX).exists():
         raise TrainingError(f"{out} holds shards already; choose another folder")
     with Pool.open(pool) as opened:
@@ -35,7 +38,7 @@ def export_shards(pool: Path, out: Path, per_shard: int = 1000) -> ShardIndex:
         random.Random(0).shuffle(entries)  # consecutive frames look alike; a shard shall not
         try:
             with Progress("export", len(entries)) as progress:
-                shards = _write_shards(out, _whole_frames(opened, entries, progress), per_shard)
+                shards = _write_shards(out, _whole_frames(opened, entries, progress), per_shard, is_new=is_new)
             if not shards:
                 raise PoolError(f"pool {pool} is empty; fill it with: edge pool add {pool} IMAGES")
             index = ShardIndex(shards=shards)
@@ -72,7 +75,7 @@ def _whole_frames(pool: Pool, entries: list[PoolEntry], progress: Progress) -> I
         sys.stderr.write(f"left out, damaged: {name}\n")
 
 
-def _write_shards(out: Path, frames: Iterator[tuple[str, bytes]], per_shard: int) -> tuple[Shard, ...]:
+def _write_shards(out: Path, frames: Iterator[tuple[str, bytes]], per_shard: int, *, is_new: bool) -> tuple[Shard, ...]:
     """Writes frames as long as there are any; what was written of an export that fails is removed."""
     written: dict[str, int] = {}
     try:
@@ -84,6 +87,8 @@ def _write_shards(out: Path, frames: Iterator[tuple[str, bytes]], per_shard: int
     except BaseException:
         for name in written:
             (out / name).unlink(missing_ok=True)
+        if is_new and out.is_dir():
+            out.rmdir()
         raise
     return tuple(Shard(name=name, frames=count) for name, count in written.items())
 

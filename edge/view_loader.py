@@ -78,7 +78,9 @@ class ViewLoader:
             yield views
 
 
-def refuse_many(damaged: Collection[str], total: int, remedy: str = "edge pool check POOL --repair") -> None:
+def refuse_many(
+    damaged: Collection[str], total: int, remedy: str = "edge pool check POOL --repair, and start a new run"
+) -> None:
     """Whether so many of `total` frames are damaged that it is no accident.
 
     Raises:

@@ -23,7 +23,7 @@ def list_images(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise SourceError(f"{folder} is no folder; name a folder of images ({', '.join(IMAGE_SUFFIXES)})")
-    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and not path.is_dir())
     if not found:
         raise SourceError(f"{folder} holds no images; expected files ending in {', '.join(IMAGE_SUFFIXES)}")
     return found

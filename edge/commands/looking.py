@@ -62,7 +62,7 @@ def check(
 
 def embed(
     pool: Annotated[Path, typer.Option(help="The frames.")],
-    plot: Annotated[Path, typer.Option(help="The HTML file to write.")],
+    plot: Annotated[Path, typer.Option(help="The HTML file to write.", dir_okay=False, writable=True)],
     init: Annotated[
         Optional[list[Path]], typer.Option(help="A checkpoint to look with; each is shown by itself. None: fresh weights.")
     ] = None,
@@ -78,6 +78,7 @@ def embed(
     from edge.embed_page import embed_page
     from runtime.files import write_atomically
 
+    plot.parent.mkdir(parents=True, exist_ok=True)
     weights: dict[str, tuple[Path, ...]] = {"/".join(path.parts[-2:]): (path,) for path in init or ()}
     found = look(EmbedRequest(pool, weights or {"fresh weights": ()}, model, part, imgsz, frames, seed))
     write_atomically(plot, embed_page(found, seed).encode())
@@ -92,7 +93,8 @@ def evaluate(
     ] = "auto",
     precision: Annotated[str, typer.Option(help="Of a bundle: auto, fp32 or int8.")] = "auto",
     report: Annotated[
-        Optional[Path], typer.Option(help="An HTML file: classes, sizes, curve, confusions, worst images.")
+        Optional[Path],
+        typer.Option(help="An HTML file: classes, sizes, curve, confusions, worst images.", dir_okay=False, writable=True),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -102,10 +104,11 @@ def evaluate(
     from edge.evaluation_page import evaluation_page
     from runtime.files import write_atomically
 
+    if report:
+        report.parent.mkdir(parents=True, exist_ok=True)
     dataset = load_dataset(data)
     found = evaluate_model(model, dataset, engine, precision)
     whole = {**found.accuracy.as_dict(), **found.breakdown.as_dict()}
     typer.echo(json.dumps(whole, indent=2) if as_json else "\n".join(found.lines()))
     if report:
-        report.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(report, evaluation_page(found, dataset.val, dataset.names, f"{model} on {data}").encode())

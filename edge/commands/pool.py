@@ -22,11 +22,17 @@ def add(
     ] = 2147.483648,
 ) -> None:
     """Adds a folder of images; JPEG files keep their bytes. Damaged ones are left out and named; above 5 % it stops."""
-    from runtime.images import list_images
+    from collections import Counter
+
+    from runtime.images import IMAGE_SUFFIXES, list_images
     from runtime.pool import Pool
     from runtime.pool_import import add_image_files
 
     paths = list_images(images)
+    others = Counter(path.suffix for path in images.iterdir() if path.is_file()) - Counter(path.suffix for path in paths)
+    if others:
+        told = ", ".join(f"{count} {suffix or 'without ending'}" for suffix, count in others.most_common())
+        sys.stderr.write(f"not looked at: {told}; images end in {', '.join(IMAGE_SUFFIXES)}\n")
     with Pool.create(pool, round(quota_mb * 1e6), evict=False) as opened:
         found = add_image_files(opened, paths, camera, time.time(), 1e-3)
         typer.echo(

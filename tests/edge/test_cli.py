@@ -40,7 +40,11 @@ def test_pool__add_info_check_repair(edge: Edge, tmp_path: Path) -> None:
 def test_pool_add__a_truncated_image_is_named(edge: Edge, tmp_path: Path) -> None:
     paths = write_images(tmp_path / "images", 20)
     paths[1].write_bytes(paths[1].read_bytes()[:300])
+    (tmp_path / "images" / "folder.jpg").mkdir()
+    for name in ("a.tiff", "b.tiff", "notes"):
+        (tmp_path / "images" / name).write_bytes(b"x")
     done = edge("pool", "add", "pool", "images")
+    assert "not looked at: 2 .tiff, 1 without ending; images end in .jpg, " in done.stderr
     assert "19 of 20 added, 0 were there, 1 damaged; 19 frames" in done.stdout
     assert done.stderr.count("left out: ") == 1
     assert "001.jpg is a truncated JPEG" in done.stderr
@@ -86,6 +90,8 @@ def test_run_bench_evaluate_doctor(edge: Edge, bundle: Bundle, tmp_path: Path) -
         (("split", "nowhere", "--out", "split"), "data.yaml cannot be read"),
         (("evaluate", "nowhere", "--data", "none.yaml"), "none.yaml cannot be read"),
         (("demo", "--data", "nowhere"), "data.yaml cannot be read"),
+        (("embed", "--pool", "nowhere", "--plot", "."), "'.' is a directory"),
+        (("evaluate", "nowhere", "--data", "none.yaml", "--report", "."), "'.' is a directory"),
     ],
 )
 def test_mistakes__one_sentence_and_exit_code_2(edge: Edge, arguments: tuple[str, ...], expected: str) -> None:

@@ -91,7 +91,10 @@ def test_export__many_damaged_frames_end_it_and_leave_nothing(tmp_path: Path) ->
         path.write_bytes(b"cut off")
     with pytest.raises(PoolError, match=r"^3 of 40 frames are damaged, first \w+\.jpg; .*: edge pool check .*pool --repair$"):
         export_shards(tmp_path / "pool", tmp_path / "out", per_shard=2)
-    assert not list((tmp_path / "out").iterdir())
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "file").write_text("a file")
+    with pytest.raises(TrainingError, match="file is a file; name a folder"):
+        export_shards(tmp_path / "pool", tmp_path / "file", per_shard=2)
 
 
 def test_export__an_address_is_refused(edge: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
