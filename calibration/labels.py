@@ -221,6 +221,9 @@ def _read_yaml(path: Path) -> dict[str, object]:
 
 def _names(content: dict[str, object], path: Path) -> tuple[str, ...]:
     names = content.get("names")
+    listed = [str(name) for name in (names.values() if isinstance(names, dict) else names if isinstance(names, list) else ())]
+    if len(set(listed)) < len(listed):
+        raise DataError(f"{path} names a class twice; each class has one name and one number")
     if isinstance(names, dict) and set(names) == set(range(len(names))) and names:
         return tuple(str(names[index]) for index in range(len(names)))
     if isinstance(names, list) and names:

@@ -17,7 +17,7 @@ from converters.checkpoint import HELD_OUT, Checkpoint, detector_from_checkpoint
 from edge.errors import TrainingError
 from edge.fused_looks import fused_looks
 from edge.injection import inject_all
-from edge.loader_processes import killed_told, without_advice
+from edge.loader_processes import killed_told, signals_wait, without_advice
 from edge.pool_light import PoolLight
 from edge.processes import Precision, detection_loss, launched_fabric, several
 from edge.run_folder import run_folder
@@ -188,6 +188,8 @@ def _train(request: FinetuneRequest) -> Finetuned:
 
     path = request.out / DETECTOR
     dataset = load_dataset(request.data)
+    if both := {item.path.resolve() for item in dataset.train} & {item.path.resolve() for item in dataset.val}:
+        sys.stderr.write(f"{len(both)} held-out images are trained on as well: every figure will be too good; see edge split\n")
     digest = data_digest(dataset)
     fabric = launched_fabric(request.precision)
     detector = build_detector(request.model, dataset.names, request.seed)
@@ -305,7 +307,7 @@ class _Loaders:
         for number, loader in enumerate(loaders):
             if loader.generator is not None:
                 loader.generator.manual_seed(self._request.seed * 1_000_003 + epoch + number * _FRAMES_STREAM)
-        with without_advice():
+        with without_advice(), signals_wait():
             begun = [iter(loader) for loader in loaders]
         return zip(*begun, strict=True)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,13 +26,36 @@ def batches_of(dataset: torch.utils.data.Dataset[Made], **options: Any) -> Itera
     Raises:
         TrainingError: one that the dataset gave, or a process was killed.
     """
-    with without_advice():
+    with without_advice(), signals_wait():
         made = iter(torch.utils.data.DataLoader(dataset, batch_size=None, collate_fn=_handed_over, **options))
     with killed_told():
         for found in made:
             if isinstance(found, TrainingError):
                 raise found
             yield found
+
+
+@contextmanager
+def signals_wait() -> Iterator[None]:
+    """Within, Ctrl-C and SIGTERM wait for the end: while a process is forked Python drops what their handlers raise.
+
+    The processes that are made go on ignoring Ctrl-C, which a terminal sends to all: we end them.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    asked: list[int] = []
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    kept = {number: handler for number, handler in handlers.items() if handler is not None}  # None: one that is not Python's
+    for number in kept:
+        signal.signal(number, lambda number, _: asked.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
+    if asked:
+        signal.raise_signal(asked[0])
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """How much do features know without being trained for it? kNN and a linear classifier on what a frozen network sees.
 
-Classes are those of labelled boxes, each cut out with some of its surroundings. The two classifiers are what papers on
+Classes are those of labelled boxes, each cut out with some of its surroundings, or of whole images that lie in a folder for
+each class, as classifiers' data sets do. The two classifiers are what papers on
 self-supervision report; the same network with fresh weights, whose batch norms have seen the same boxes, is measured beside,
 since much of a figure is the data's.
 """
@@ -14,12 +15,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from calibration.errors import DataError
 from calibration.labels import LabeledImage, load_dataset
 from edge.errors import TrainingError
 from edge.features import checked_preprocess, features, frozen_trunk, letterboxed, with_statistics_of
 from edge.yolo import Part
 from runtime.errors import MissingPackageError
-from runtime.images import read_image
+from runtime.images import list_images, read_image
 from runtime.preprocess import Preprocess
 from runtime.progress import Progress
 
@@ -34,7 +36,8 @@ class ProbeRequest:
     """What is probed.
 
     Attributes:
-        data: data.yaml; classifiers learn on the boxes of `train` and are asked about those of `val`.
+        data: data.yaml; classifiers learn on the boxes of `train` and are asked about those of `val`. Or a folder with
+            `train/CLASS/` and `val/CLASS/`, whose images are learnt from and asked about whole.
         init: weights, in the order they are injected.
         model: architecture.
         part: whose features.
@@ -57,9 +60,9 @@ class Probe:
     Attributes:
         knn: by the 20 nearest boxes, cosine, weighted by distance.
         linear: by logistic regression.
-        linear_interval: 95 % of the bootstrap over the held-out boxes.
-        train: boxes that were learnt from.
-        val: boxes that were asked about.
+        linear_interval: 95 % of the bootstrap over what was asked.
+        train: boxes, or images, that were learnt from.
+        val: those that were asked about.
     """
 
     knn: float
@@ -82,11 +85,14 @@ def probe(request: ProbeRequest) -> dict[str, Probe]:
         CheckpointError: weights of another architecture.
     """
     preprocess = checked_preprocess(request.imgsz)
-    dataset = load_dataset(request.data)
-    crops = {name: _crops(items, preprocess) for name, items in (("train", dataset.train), ("val", dataset.val))}
+    if request.data.is_dir():
+        crops = _whole_images(request.data, preprocess)
+    else:
+        dataset = load_dataset(request.data)
+        crops = {name: _crops(items, preprocess) for name, items in (("train", dataset.train), ("val", dataset.val))}
     classes = {name: np.array([class_id for _, class_id in found]) for name, found in crops.items()}
     if not len(classes["val"]) or len(set(classes["train"])) < 2:
-        raise TrainingError(f"{request.data} has no two classes with boxes in `train` and some in `val`; a probe needs them")
+        raise TrainingError(f"{request.data} shows no two classes in `train` and some of them in `val`; a probe needs them")
     given = {"fresh weights": (), "given weights": request.init}
     trunks = {name: frozen_trunk(request.model, request.part, init, request.seed) for name, init in given.items()}
     shuffled = np.random.default_rng(request.seed).permutation(len(crops["train"]))
@@ -97,6 +103,28 @@ def probe(request: ProbeRequest) -> dict[str, Probe]:
             vectors = {side: features(trunk, [crop for crop, _ in made], progress) for side, made in crops.items()}
             found[name] = _classified(vectors["train"], classes["train"], vectors["val"], classes["val"], request.seed)
     return found
+
+
+def _whole_images(folder: Path, preprocess: Preprocess) -> dict[str, list[tuple[NDArray[np.uint8], int]]]:
+    """By side: every image, letterboxed, and the class whose folder it lies in.
+
+    Raises:
+        DataError: no such folders, or others in `val` than in `train`.
+        SourceError: a class without images, or one that cannot be read.
+    """
+    classes = {side: sorted(path.name for path in (folder / side).glob("*/")) for side in ("train", "val")}
+    if not classes["train"] or not set(classes["val"]) <= set(classes["train"]):
+        raise DataError(
+            f"{folder} has no train/CLASS/ folders, or others in val; a probe takes these, or a data.yaml with labelled boxes"
+        )
+    return {
+        side: [
+            (letterboxed(read_image(path), preprocess), classes["train"].index(name))
+            for name in names
+            for path in list_images(folder / side / name)
+        ]
+        for side, names in classes.items()
+    }
 
 
 def _crops(items: Sequence[LabeledImage], preprocess: Preprocess) -> list[tuple[NDArray[np.uint8], int]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -44,6 +45,10 @@ def run_folder(out: Path, *, resume: bool) -> Iterator[None]:
             shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
         try:
             yield
+        except (KeyboardInterrupt, SystemExit):
+            if (out / LAST).is_file():
+                sys.stderr.write(f"\nwhat was learnt is in {out}; go on with --resume\n")
+            raise
         finally:
             if not known and not (out / LAST).is_file():
                 shutil.rmtree(out / FRAMES, ignore_errors=True)

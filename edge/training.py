@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import torch
 
 _GRADIENT_NORM = 10.0  # Ultralytics' clip
+_OF_EVERY_RUN = {"model", "init", "imgsz", "batch", "epochs", "lr", "seed", "precision", "upright"}
 _SAVE_EVERY_S = 15.0  # few labels make epochs of a step, and writing them all would take longer than learning
 
 
@@ -223,13 +224,19 @@ def refuse_other_settings(out: Path, before: Mapping[str, Any], now: Mapping[str
     Raises:
         TrainingError: it does not.
     """
+    if before.keys().isdisjoint(now.keys() - _OF_EVERY_RUN):
+        raise TrainingError(f"{out} holds a run of another command; choose another --out")
     # A run that began before there was a setting has it off.
     changed = {key: (before.get(key), value) for key, value in now.items() if (before.get(key) or None) != (value or None)}
-    told = ", ".join(f"{key} {old} → {new}" for key, (old, new) in changed.items())
+    told = ", ".join(f"{key} {_shown(old)} → {_shown(new)}" for key, (old, new) in changed.items())
     if told:
         raise TrainingError(
             f"{out} was started with other settings ({told}); resume with the same ones, or choose another --out"
         )
+
+
+def _shown(value: Any) -> str:
+    return "none" if value in (None, "", [], ()) else f"{value}"
 
 
 @contextmanager

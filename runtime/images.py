@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -11,7 +12,8 @@ from numpy.typing import NDArray
 from runtime.errors import SourceError
 
 MOST_DAMAGED = 0.05  # share of many images that is left out and named; more are no accident
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+_FULL_BITS = 15  # that the brightest pixel of a 16-bit picture needs, or its camera has fewer and the picture is nearly black
 _JPEG_START, _JPEG_SCAN, _JPEG_END = b"\xff\xd8", b"\xff\xda", b"\xff\xd9"
 
 
@@ -47,12 +49,25 @@ def decode_image(data: bytes, name: str) -> NDArray[np.uint8]:
     if is_truncated_jpeg(data):
         raise SourceError(f"{name} is a truncated JPEG ({len(data)} bytes, no end marker); copy it again or remove it")
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH) if data else None
     except cv2.error as error:  # such as a header that claims billions of pixels
         raise SourceError(f"{name} cannot be decoded as an image: {error.err}; remove it") from error
     if image is None:
         raise SourceError(f"{name} cannot be decoded as an image ({len(data)} bytes); copy it again or remove it")
-    return np.asarray(image, np.uint8)
+    if image.dtype == np.uint8:
+        return np.asarray(image, np.uint8)
+    return _eight_bits(image, name)
+
+
+def _eight_bits(image: NDArray[Any], name: str) -> NDArray[np.uint8]:
+    """The upper bits of a 16-bit picture, as OpenCV gives them."""
+    remedy = "scale it to 8 bits as your camera's driver does"
+    if image.dtype != np.uint16:
+        raise SourceError(f"{name} holds {image.dtype} values, which have no fixed white; {remedy}")
+    bits = int(image.max()).bit_length()
+    if 8 < bits < _FULL_BITS:
+        raise SourceError(f"{name} has 16 bits a value, of which {bits} are in use, and would come out nearly black; {remedy}")
+    return np.asarray(image >> 8, np.uint8)
 
 
 def is_truncated_jpeg(data: bytes) -> bool:

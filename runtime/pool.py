@@ -162,9 +162,11 @@ class Pool:
         """
         folder = Path(path)
         if not (folder / "index.sqlite").is_file():
-            raise PoolError(f"{folder} is no pool: it has no index.sqlite; fill one with: edge pool add {folder} IMAGES")
+            named = "POOL" if folder.exists() else folder
+            images = folder if folder.is_dir() else "IMAGES"
+            raise PoolError(f"{folder} is no pool: it has no index.sqlite; fill one with: edge pool add {named} {images}")
         with _as_pool_error(folder):
-            db = sqlite3.connect(folder / "index.sqlite", check_same_thread=False, isolation_level=None)
+            db = _reader(folder / "index.sqlite")
             try:
                 db.execute("PRAGMA query_only=1")
                 return cls(folder, db, None, 0, evict=False)
@@ -322,6 +324,13 @@ class Pool:
                 path.unlink()
         self._db.executemany("DELETE FROM frame WHERE sha256 = ?", [(digest,) for digest in known - found])
         self._used_bytes = self._sum_bytes()
+
+
+def _reader(index: Path) -> sqlite3.Connection:
+    """To read beside a writer SQLite writes files of its own; where nobody can, nobody does, and the index is as it is."""
+    alone = not os.access(index.parent, os.W_OK) and not index.with_name(f"{index.name}-wal").exists()
+    address = f"{index.absolute().as_uri()}?mode=ro&immutable=1" if alone else index.absolute().as_uri()
+    return sqlite3.connect(address, uri=True, check_same_thread=False, isolation_level=None)
 
 
 @contextlib.contextmanager

@@ -12,7 +12,12 @@ from edge.commands.options import Imgsz, Json, Model, Seed
 
 
 def probe(
-    data: Annotated[Path, typer.Option(help="data.yaml; classifiers learn on the boxes of `train`, `val` is asked.")],
+    data: Annotated[
+        Path,
+        typer.Option(
+            help="data.yaml; classifiers learn on the boxes of `train`, `val` is asked. Or a folder with train/CLASS/ and val/CLASS/."
+        ),
+    ],
     init: Annotated[list[Path], typer.Option(help="Weights to probe, in the order they are injected.")],
     model: Model = "yolo11n",
     part: Annotated[Literal["backbone", "neck"], typer.Option(help="Whose features.")] = "backbone",
@@ -20,7 +25,7 @@ def probe(
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Measures kNN and linear accuracy of frozen features on labelled boxes, beside those of fresh weights."""
+    """Measures kNN and linear accuracy of frozen features on labelled boxes or images, beside those of fresh weights."""
     from edge.probe import ProbeRequest
     from edge.probe import probe as measure
 
@@ -31,7 +36,7 @@ def probe(
     for name, row in found.items():
         low, high = row.linear_interval
         typer.echo(
-            f"{name:14} kNN {row.knn:.3f}  linear {row.linear:.3f} ({low:.3f} to {high:.3f})  {row.val} boxes, {row.train} learnt"
+            f"{name:14} kNN {row.knn:.3f}  linear {row.linear:.3f} ({low:.3f} to {high:.3f})  {row.val} asked, {row.train} learnt"
         )
 
 
@@ -55,6 +60,8 @@ def check(
     typer.echo(f"pool and labels are told apart in {100 * found.pool_from_labels:.0f} % (50: the same, 100: two worlds)")
     if found.pool_from_reference is not None:
         typer.echo(f"pool and reference are told apart in {100 * found.pool_from_reference:.0f} %")
+    if found.labels_from_reference is not None:
+        typer.echo(f"labels and reference are told apart in {100 * found.labels_from_reference:.0f} %")
     for frame, shown in list(found.leaks.items())[:20]:
         typer.echo(f"leak: {frame} shows {shown}")
     typer.echo("\n".join(found.verdict))
@@ -99,14 +106,14 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Accuracy of a bundle, as deployed, or of a checkpoint, on held-out labels."""
-    from calibration.labels import load_dataset
+    from calibration.labels import load_held_out
     from edge.evaluation import evaluate_model
     from edge.evaluation_page import evaluation_page
     from runtime.files import write_atomically
 
     if report:
         report.parent.mkdir(parents=True, exist_ok=True)
-    dataset = load_dataset(data)
+    dataset = load_held_out(data)
     found = evaluate_model(model, dataset, engine, precision)
     whole = {**found.accuracy.as_dict(), **found.breakdown.as_dict()}
     typer.echo(json.dumps(whole, indent=2) if as_json else "\n".join(found.lines()))

@@ -94,6 +94,8 @@ def test_read_labels__fuzzed_line(tmp_path_factory: pytest.TempPathFactory, text
         ("names: [a]\n", "has no `train`"),
         ("names: []\ntrain: x\nval: x\n", "no usable `names`"),
         ("names: {1: a}\ntrain: x\nval: x\n", "no usable `names`"),
+        ("names: [a, b, a]\ntrain: x\nval: x\n", "names a class twice"),
+        ("names: {0: a, 1: a}\ntrain: x\nval: x\n", "names a class twice"),
         ("names: [a]\ntrain: nowhere\nval: nowhere\n", "neither a folder of images nor a list"),
         ("names: [a]\ntrain: list.txt\nval: list.txt\n", "lists 1 of 1 images that do not exist"),
         ("[", "not valid YAML"),

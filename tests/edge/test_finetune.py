@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import get_args
 
 import pytest
 import torch
+import yaml
 
 from calibration.labels import Dataset, load_dataset
 from converters.checkpoint import load_checkpoint, save_checkpoint
@@ -128,3 +130,15 @@ def test_finetune__nothing_to_train_on(data: Path, tmp_path: Path) -> None:
         finetune(finetune_request(copied, tmp_path / "run"))
     dataset: Dataset = load_dataset(data)
     assert len(dataset.train) == 8
+
+
+def test_finetune__images_on_both_sides_are_told(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    finetune(finetune_request(data, tmp_path / "fine", epochs=1))
+    assert "trained on as well" not in capsys.readouterr().err
+    both = tmp_path / "data.yaml"
+    content = yaml.safe_load(data.read_text())
+    both.write_text(yaml.safe_dump({**content, "path": str(data.parent), "val": content["train"]}))
+    finetune(finetune_request(both, tmp_path / "both", epochs=1))
+    assert re.search(
+        r"^\d+ held-out images are trained on as well: every figure will be too good", capsys.readouterr().err, re.M
+    )

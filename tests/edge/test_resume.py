@@ -120,6 +120,34 @@ def test_finetune__resumed_with_other_settings(data: Path, tmp_path: Path) -> No
         finetune(finetune_request(data, tmp_path / "released", epochs=1, resume=True))
 
 
+def test_start__a_folder_of_the_other_command(pool_dir: Path, data: Path, tmp_path: Path) -> None:
+    pretrain(pretrain_request(pool_dir, tmp_path / "ssl", epochs=1))
+    finetune(finetune_request(data, tmp_path / "tuned", epochs=1))
+    for start in (
+        lambda: finetune(finetune_request(data, tmp_path / "ssl", epochs=1, resume=True)),
+        lambda: pretrain(pretrain_request(pool_dir, tmp_path / "tuned", epochs=1, resume=True)),
+    ):
+        with pytest.raises(TrainingError, match="holds a run of another command; choose another --out"):
+            start()
+
+
+def test_run_folder__who_is_interrupted_is_told_what_to_do(
+    pool_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    refuse = Run.refuse
+
+    def interrupted(run: Run, *arguments: Any) -> None:
+        if run.epoch == epoch:
+            raise KeyboardInterrupt
+        refuse(run, *arguments)
+
+    monkeypatch.setattr(Run, "refuse", interrupted)
+    for epoch, told in ((0, False), (1, True)):
+        with pytest.raises(KeyboardInterrupt):
+            pretrain(pretrain_request(pool_dir, tmp_path / str(epoch)))
+        assert (f"what was learnt is in {tmp_path / '1'}; go on with --resume" in capsys.readouterr().err) == told
+
+
 def test_run_folder__one_process_at_a_time(pool_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "run"
     monkeypatch.setattr(run_folder_module, "_PATIENCE_S", 0.3)

@@ -18,11 +18,9 @@ from edge import finetune as finetune_module
 from edge import fused_looks as fused_looks_module
 from edge import pseudo_labels, self_training
 from edge import training as training_module
-from edge.demo.scene import SimulatedScene
 from edge.errors import TrainingError
 from edge.finetune import FinetuneRequest, finetune
 from edge.fused_looks import fuse, fused_looks
-from edge.probe import ProbeRequest, probe
 from edge.processes import detection_loss, launched_fabric
 from edge.pseudo_labels import HIGHEST, LOWEST, class_thresholds, split_by_belief
 from edge.self_training import Look, Pupils, Taught
@@ -323,20 +321,6 @@ def test_finetune__with_a_pool_resumed_ends_where_the_whole_run_ends(
     assert done.curve[-1]["loss"] == whole.curve[-1]["loss"]
     first, second = load_checkpoint(whole.checkpoint).state, load_checkpoint(done.checkpoint).state
     assert all(torch.equal(first[key], second[key]) for key in first)
-
-
-def test_probe__classes_that_look_different_are_told_apart(tmp_path: Path) -> None:
-    data = SimulatedScene.make(tmp_path / "data", labels=40, seed=0, imgsz=192).data
-    detector = build_detector("yolo11n", ["x"], 3)
-    from converters.checkpoint import Checkpoint, save_checkpoint
-
-    save_checkpoint(tmp_path / "d.pt", Checkpoint("yolo11n", ("x",), detector.state_dict(), 64))
-    rows = probe(ProbeRequest(data, (tmp_path / "d.pt",), imgsz=64, part="neck"))
-    assert set(rows) == {"fresh weights", "given weights"}
-    for row in rows.values():
-        assert row.val > 4
-        assert 0 <= row.linear_interval[0] <= row.linear <= row.linear_interval[1] <= 1
-    assert max(row.linear for row in rows.values()) > 0.4, "three shapes that even fresh filters tell apart"
 
 
 def test_fuse__an_object_that_few_looks_show_is_less_sure() -> None:

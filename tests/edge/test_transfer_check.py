@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+import yaml
 
 from calibration.labels import load_dataset
 from converters.checkpoint import Checkpoint, save_checkpoint
@@ -74,6 +76,15 @@ def test_check__leaks_are_named_and_removed(scene: tuple[Path, Path], tmp_path: 
     assert not check_transfer(request).leaks
 
 
+def test_check__images_on_both_sides_are_told(scene: tuple[Path, Path], pool_dir: Path, tmp_path: Path) -> None:
+    data, weights = scene
+    content = yaml.safe_load(data.read_text())
+    both = tmp_path / "data.yaml"
+    both.write_text(yaml.safe_dump({**content, "path": str(data.parent), "val": content["train"]}))
+    told = check_transfer(CheckRequest(pool_dir, both, (weights,), imgsz=64)).verdict[0]
+    assert re.match(r"\d+ held-out images are training images as well: every figure will be too good", told)
+
+
 def test_check__another_world_is_told(scene: tuple[Path, Path], tmp_path: Path) -> None:
     data, weights = scene
     rng = np.random.default_rng(0)
@@ -82,6 +93,8 @@ def test_check__another_world_is_told(scene: tuple[Path, Path], tmp_path: Path) 
             pool.add(rng.integers(0, 256, (96, 96, 3), dtype=np.uint8), Seen("noise", float(index), "test"))
     found = check_transfer(CheckRequest(tmp_path / "noise", data, (weights,), imgsz=64, reference=tmp_path / "noise"))
     assert found.pool_from_labels > 0.9
+    assert found.labels_from_reference
+    assert found.labels_from_reference > 0.9
     assert any("something else" in sentence for sentence in found.verdict)
     assert any("expect little" in sentence for sentence in found.verdict), "the reference is the pool itself"
     assert any("few beside" in sentence for sentence in found.verdict)

@@ -3,6 +3,8 @@ from __future__ import annotations
 import os
 import resource
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -18,7 +20,7 @@ from edge.methods.views import TwoViews, ViewSpec
 from edge.snapshot import Snapshot
 from edge.view_loader import LoaderSpec, ViewLoader
 from runtime.pool import Pool, Seen
-from tests.conftest import fill_pool
+from tests.conftest import ROOT, fill_pool
 
 
 @pytest.fixture
@@ -134,6 +136,26 @@ def test_loader__processes_that_are_asked_to_end_were_asked_with_us(frames: Snap
     with pytest.raises(SystemExit) as ended:
         list(ViewLoader(frames, Failing("ended"), LoaderSpec(7, 3, workers=2)).epoch(0))
     assert ended.value.code == 143, "what SIGTERM to this process gives"
+
+
+@pytest.mark.parametrize(("asked", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_loader__a_signal_that_comes_while_a_process_is_forked_is_not_lost(frames: Snapshot, asked: str, code: int) -> None:
+    program = f"""
+import os, signal, sys
+from pathlib import Path
+from edge.snapshot import Snapshot
+from edge.view_loader import LoaderSpec, ViewLoader
+from tests.edge.test_view_loader import Later
+
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+os.register_at_fork(after_in_parent=lambda: (os.kill(os.getpid(), signal.{asked}), sum(range(1000))))
+try:
+    list(ViewLoader(Snapshot(Path({str(frames.path(0).parent.parent)!r})), Later(""), LoaderSpec(7, 3, workers=1)).epoch(0))
+except KeyboardInterrupt:
+    sys.exit(130)
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (code, "")
 
 
 def test_loader__a_mistake_in_a_process_keeps_its_traceback(frames: Snapshot) -> None:

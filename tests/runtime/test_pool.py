@@ -189,3 +189,19 @@ def test_add__without_eviction_a_full_pool_refuses(tmp_path: Path) -> None:
     ):
         pool.add(Line(7, (96, 96)).image(1), Seen("cam", 0.0, "test"))
     assert agree(tmp_path / "pool") == 3
+
+
+def test_open__a_pool_where_nobody_can_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill_pool(tmp_path / "pool", 3)
+    before = sorted(path.name for path in (tmp_path / "pool").iterdir())
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with Pool.open(tmp_path / "pool") as pool:
+        assert len(pool.entries()) == 3
+        assert sorted(path.name for path in (tmp_path / "pool").iterdir()) == before, "no file of SQLite's own"
+
+
+def test_open__a_folder_of_pictures_is_what_a_pool_is_filled_with(tmp_path: Path) -> None:
+    with pytest.raises(PoolError, match=f"fill one with: edge pool add POOL {tmp_path}$"):
+        Pool.open(tmp_path)
+    with pytest.raises(PoolError, match=r"fill one with: edge pool add .*nowhere IMAGES$"):
+        Pool.open(tmp_path / "nowhere")
