@@ -18,6 +18,9 @@ from runtime.postprocess import Thresholds
 CHECKPOINTS = (".pt", ".pth")  # one of these that is not there is told as a missing file, not as a missing bundle
 
 
+_SHOWN = 8  # class names in a refusal
+
+
 @dataclass(frozen=True, slots=True)
 class Evaluation:
     """What was found.
@@ -106,4 +109,12 @@ def _from_checkpoint(path: Path, dataset: Dataset) -> tuple[Detect, float]:
 
 def _same_classes(path: Path, names: Sequence[str], dataset: Dataset) -> None:
     if tuple(names) != dataset.names:
-        raise DataError(f"{path} has classes {list(names[:8])}, the data set {list(dataset.names[:8])}; they must be the same")
+        raise DataError(
+            f"{path} has classes {_listed(names)}, the data set {_listed(dataset.names)}; name a data set of the same classes, or "
+            "fine-tune on this one first"
+        )
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 from converters.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from edge.collapse import FEWEST, refuse_collapse
 from edge.errors import TrainingError
+from edge.injection import inject_all
 from edge.loader_processes import killed_told
 from edge.methods import Settings, build_method
 from edge.pretrain_request import PretrainRequest, check, remedies_of, settings_of, teacher_of
@@ -19,7 +20,7 @@ from edge.processes import is_first, launched_fabric
 from edge.run_folder import LAST, run_folder
 from edge.snapshot import Snapshot
 from edge.training import Awaited, Budget, Run, adamw, memory_told, refuse_other_settings, seed_everything, with_training
-from edge.yolo import Part, build_detector, inject, layers_of, part_keys, weight_average
+from edge.yolo import Part, build_detector, layers_of, part_keys, weight_average
 from runtime.progress import Progress
 
 if TYPE_CHECKING:
@@ -166,13 +167,18 @@ def _frames(request: PretrainRequest, fabric: Fabric) -> Snapshot | ShardSet:
     from edge.shards import ShardSet
 
     if request.shards:
-        return ShardSet.open(request.shards)
+        return _told(ShardSet.open(request.shards), request)
     if is_first() and not request.resume:
         Snapshot.take(request.pool, request.out, request.until_s, _FEWEST)
     fabric.barrier()
     frames = Snapshot(request.out)
     if request.resume and is_first():
         sys.stderr.write(f"going on with the {len(frames)} frames that the run began with\n")
+    return _told(frames, request)
+
+
+def _told(frames: Snapshot | ShardSet, request: PretrainRequest) -> Snapshot | ShardSet:
+    """The frames, and a word where they are fewer than was asked for."""
     if request.batch > len(frames) and is_first():
         sys.stderr.write(f"--batch {request.batch} is more than there are frames; each step takes all {len(frames)}\n")
     return frames
@@ -294,5 +300,4 @@ def _lineage(request: PretrainRequest, frames: Snapshot | ShardSet) -> dict[str,
 
 def _start_from(detector: torch.nn.Module, request: PretrainRequest) -> None:
     if request.init is not None:
-        told = inject(detector, load_checkpoint(request.init), request.model)
-        sys.stderr.write(f"starting from {request.init}: {told}\n")
+        inject_all(detector, (request.init,), request.model)

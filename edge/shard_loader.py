@@ -39,7 +39,9 @@ class ShardLoader:
                 f"{len(shards.index.shards)} shards for {readers} readers; take fewer --workers, or export smaller shards"
             )
         if self.steps < 1:
-            raise TrainingError(f"{len(shards)} frames in shards give no batch of {spec.batch}; lower --batch or --workers")
+            raise TrainingError(
+                f"{len(shards)} frames give none of {readers} readers a batch of {spec.batch // spec.world}; lower --batch or --workers"
+            )
 
     @property
     def steps(self) -> int:

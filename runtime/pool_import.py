@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from runtime.errors import SourceError
+from runtime.errors import PoolError, SourceError
 from runtime.images import MOST_DAMAGED, decode_image
 from runtime.pool import Pool, Seen
 from runtime.progress import Progress
@@ -45,6 +45,8 @@ def add_image_files(pool: Pool, paths: Sequence[Path], camera: str, began_wall_s
                 added += add_image_file(pool, path, camera, began_wall_s + number * apart_s)
             except SourceError as error:
                 damaged.append(str(error))
+            except PoolError as error:
+                raise PoolError(f"{error}; {added} of {len(paths)} were added and stay") from error
             if len(damaged) > MOST_DAMAGED * len(paths):
                 raise SourceError(
                     f"{len(damaged)} of the first {number + 1} images are damaged: {'; '.join(damaged[:_SHOWN])}; mend or remove them "

@@ -36,6 +36,15 @@ def split(
     written = split_dataset(folder, out, group, labels, val, seed)
     dataset = load_dataset(written)
     typer.echo(f"{written}: {len(dataset.train)} to train on, {len(dataset.val)} held out, {len(dataset.names)} classes")
+    if len(dataset.train) < labels:
+        typer.echo(f"--labels {labels} is more than there are: all {len(dataset.train)} keep theirs", err=True)
+    shown = {
+        side: {int(each) for item in part for each in item.class_id}
+        for side, part in (("train", dataset.train), ("val", dataset.val))
+    }
+    if unseen := sorted(shown["val"] - shown["train"]):
+        names = ", ".join(dataset.names[each] for each in unseen)
+        typer.echo(f"held out, but never trained on: {names}; take another --group, more --labels or another --seed", err=True)
 
 
 def pretrain(

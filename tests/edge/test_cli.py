@@ -98,6 +98,28 @@ def test_mistakes__one_sentence_and_exit_code_2(edge: Edge, arguments: tuple[str
     refused(edge(*arguments), expected)
 
 
+def test_split__what_was_asked_for_and_is_not_there_is_told(edge: Edge, tmp_path: Path) -> None:
+    folder = tmp_path / "flat"
+    for kind in ("images", "labels"):
+        (folder / kind).mkdir(parents=True)
+    for index, path in enumerate(write_images(tmp_path / "drawn", 8)):
+        name = f"{'ab'[index % 2]}_{index}"
+        path.rename(folder / "images" / f"{name}.jpg")
+        (folder / "labels" / f"{name}.txt").write_text(f"{index % 2} 0.5 0.5 0.2 0.2\n")
+    (folder / "data.yaml").write_text("names: [first, second]\n")
+    by_class = edge("split", "flat", "--out", "split", "--group", "^([ab])", "--labels", "100")
+    assert by_class.returncode == 0
+    assert "--labels 100 is more than there are: all 4 keep theirs" in by_class.stderr
+    assert "held out, but never trained on: " in by_class.stderr
+    assert not edge("split", "flat", "--out", "other", "--labels", "6").stderr
+
+
+def test_pool_add__a_full_pool_says_what_was_added(edge: Edge, tmp_path: Path) -> None:
+    paths = write_images(tmp_path / "images", 6)
+    room = sum(path.stat().st_size for path in paths[:3]) * 1.01e-6
+    refused(edge("pool", "add", "pool", "images", "--quota-mb", f"{room:.6f}"), "is full", "3 of 6 were added and stay")
+
+
 def test_run__config_problems_are_listed_together(edge: Edge, tmp_path: Path) -> None:
     (tmp_path / "edge.yaml").write_text("model: {bundle: b, speed: 1}\ncameras: {a: {source: {kind: images}}}\nmode: x\n")
     refused(

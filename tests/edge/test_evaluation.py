@@ -41,7 +41,7 @@ def test_evaluation_page__shows_every_image_with_mistakes(checkpoint: Path, data
 
 
 def test_evaluate_model__other_classes(checkpoint: Path, dataset: Dataset) -> None:
-    with pytest.raises(DataError, match="they must be the same"):
+    with pytest.raises(DataError, match="name a data set of the same classes, or fine-tune on this one"):
         evaluate_model(checkpoint, Dataset(("other",), dataset.train, dataset.val))
     with pytest.raises(CheckpointError, match="no such checkpoint: nowhere"):
         evaluate_model(Path("nowhere.pt"), dataset)
