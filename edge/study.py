@@ -84,7 +84,8 @@ def same_plan(plan: StudyPlan, out: Path) -> None:
         before = json.loads(path.read_text(encoding="utf-8"))
         changed = [key for key in fixed if before.get(key) != fixed[key]]
         changed += [f"sets.{name}" for name, each in resolved["sets"].items() if before["sets"].get(name, each) != each]
-        arms = [name for name, each in resolved["arms"].items() if _as_now(before["arms"].get(name, each)) != each]
+        known = {name: _as_now(each, before.get("weights")) for name, each in before["arms"].items()}
+        arms = [name for name, each in resolved["arms"].items() if known.get(name, each) != each]
         have_run = {cell.arm for cell in _records(out)}
         changed += [f"arms.{name}" for name in arms if name in have_run]
         if changed:
@@ -97,9 +98,10 @@ def same_plan(plan: StudyPlan, out: Path) -> None:
     write_atomically(path, json.dumps({**resolved, **kept}, indent=2).encode())
 
 
-def _as_now(arm: dict[str, Any]) -> dict[str, Any]:
-    """A resolved arm of an earlier version, which did not know all settings: those were off."""
-    return {**arm, "ssl": PretrainPlan.model_validate(arm["ssl"]).model_dump()} if arm["ssl"] else arm
+def _as_now(arm: dict[str, Any], weights: str | None) -> dict[str, Any]:
+    """A resolved arm of an earlier version, which did not know all settings: those were off; the plan's weights stood apart."""
+    ssl = PretrainPlan.model_validate(arm["ssl"]).model_dump() if arm["ssl"] else arm["ssl"]
+    return {"from": weights if arm["start"] == "coco" else None, **arm, "ssl": ssl}
 
 
 def _forget(arm: str, out: Path) -> None:

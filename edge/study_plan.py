@@ -154,11 +154,12 @@ class StudyPlan(_Strict):
         return Path(str(arm.weights).replace("{set}", name).replace("{seed}", str(seed)))
 
     def resolved(self) -> dict[str, Any]:
-        """The plan with each arm's own self-supervision spelt out, so that what an arm does not use can change."""
-        plain = self.model_dump()
+        """The plan with each arm's own self-supervision and weights spelt out, so that what an arm does not use can change."""
+        plain = self.model_dump(exclude={"weights"})
         plain["pretrain"] = {"upright": self.pretrain.upright}  # which self-training looks at as well
         for name, arm in self.arms.items():
             plain["arms"][name]["ssl"] = self.pretrain_of(arm).model_dump() if arm.ssl else False
+            plain["arms"][name]["from"] = self.weights if arm.start == "coco" else None
         return plain
 
     def refuse_missing(self) -> None:

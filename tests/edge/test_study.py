@@ -182,6 +182,17 @@ def test_same_plan__what_no_run_has_used_may_change(folder: Path, tmp_path: Path
     same_plan(dropped, tmp_path)  # an earlier version's, which had no such setting
     with pytest.raises(TrainingError, match=r"a study with other arms\.ssl;"):
         same_plan(StudyPlan.model_validate(plan_of(folder, arms=arms)), tmp_path)
+    with_coco = {**arms, "coco": {"start": "coco"}}
+    for weights in ("typo.pt", "coco.pt"):  # no run has used them
+        plan = StudyPlan.model_validate({**dropped.model_dump(), "arms": with_coco, "weights": weights})
+        same_plan(plan, tmp_path)
+    ran(tmp_path, "coco")
+    written = json.loads((tmp_path / "study.json").read_text())
+    earlier = {**written, "weights": written["arms"]["coco"].pop("from")}
+    (tmp_path / "study.json").write_text(json.dumps(earlier))
+    same_plan(plan, tmp_path)
+    with pytest.raises(TrainingError, match=r"a study with other arms\.coco;"):
+        same_plan(plan.model_copy(update={"weights": "other.pt"}), tmp_path)
     elsewhere = {"line": {"folder": str(folder), "val": 0.3}}
     with pytest.raises(TrainingError, match=r"other arms\.ssl, sets\.line;"):
         same_plan(StudyPlan.model_validate(plan_of(folder, arms=arms, sets=elsewhere)), tmp_path)
