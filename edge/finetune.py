@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import math
 import sys
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import KW_ONLY, dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,7 @@ from edge.self_training import Look, Pupils, Taught
 from edge.snapshot import Snapshot
 from edge.torch_detector import batch_detector, torch_detector
 from edge.training import Budget, Run, adamw, memory_told, seed_everything, train_epoch, with_training
-from edge.training_images import BatchSpec, TrainingImage, training_image, training_loader
+from edge.training_images import BatchSpec, TrainingImage, refuse_damaged, training_loader, whole_images
 from edge.yolo import build_detector, family_of, layers_of, weight_average
 from runtime.files import sha256_of_file
 from runtime.preprocess import STRIDE, Preprocess
@@ -188,6 +188,9 @@ def _train(request: FinetuneRequest) -> Finetuned:
 
     path = request.out / DETECTOR
     dataset = load_dataset(request.data)
+    refuse_damaged(dataset.val)
+    labels = whole_images(dataset.train)
+    dataset = replace(dataset, train=tuple(image.item for image in labels))
     if both := {item.path.resolve() for item in dataset.train} & {item.path.resolve() for item in dataset.val}:
         sys.stderr.write(f"{len(both)} held-out images are trained on as well: every figure will be too good; see edge split\n")
     digest = data_digest(dataset)
@@ -210,7 +213,7 @@ def _train(request: FinetuneRequest) -> Finetuned:
     if request.pool:
         Snapshot(request.out)  # frames that are gone are told now, not when their turn comes
     teacher, looked = _Teacher(dataset, request), -1
-    loaders, found = _Loaders(dataset, (), request), None
+    loaders, found = _Loaders(dataset.names, labels, (), request), None
     left = (request.epochs - run.epoch) * steps_an_epoch
     with memory_told(request.batch, _REMEDIES), killed_told(), Progress("finetune", left) as progress:
         ema.updates = run.epoch * steps_an_epoch
@@ -220,7 +223,7 @@ def _train(request: FinetuneRequest) -> Finetuned:
                 average = _checkpoint(ema.ema, dataset, request, lineage)
                 if look == epoch:
                     run.save(average)  # what the look before it gave is about to be overwritten
-                loaders, looked = _Loaders(dataset, teacher.taught(average, look).images, request), look
+                loaders, looked = _Loaders(dataset.names, labels, teacher.taught(average, look).images, request), look
                 seed_everything(request.seed, epoch)  # as in a run that was cut and reads what was believed
             _train_mode(detector, request, epoch)
             figures = train_epoch(run, loaders.of(epoch), _loss(detector, fabric), partial(ema.update, detector), progress)
@@ -279,18 +282,19 @@ def _fingerprint(request: FinetuneRequest, dataset: Dataset, digest: str) -> dic
 class _Loaders:
     """With mosaic, and without for the last epochs: labelled images, and frames beside them if there are some."""
 
-    def __init__(self, dataset: Dataset, frames: tuple[TrainingImage, ...], request: FinetuneRequest) -> None:
+    def __init__(
+        self, names: Sequence[str], labels: Sequence[TrainingImage], frames: Sequence[TrainingImage], request: FinetuneRequest
+    ) -> None:
         self._request = request
         light = request.light_pool
         relight = PoolLight.kept(request.out / _LIGHT, light, request.until_s, request.seed) if light else None
-        labels = [training_image(item) for item in dataset.train]
         steps = _steps(len(labels), request.batch)
         parts = [(labels, request.batch, None), (frames, _frames_a_step(request), steps)]
         self._loaders = {
             mosaic: [
                 training_loader(
                     images,
-                    dataset.names,
+                    names,
                     BatchSpec(request.imgsz, batch, request.seed, mosaic, count, request.workers),
                     relight,
                 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +14,13 @@ from numpy.typing import NDArray
 
 from calibration.labels import LabeledImage
 from converters.checkpoint import import_ultralytics
-from runtime.images import read_image
+from runtime.errors import SourceError
+from runtime.images import MOST_DAMAGED, read_image
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
 
+_SHOWN = 3  # damaged images in a refusal
 _GREY = 114  # Ultralytics' colour of what is no picture
 
 
@@ -38,7 +41,7 @@ class TrainingImage:
     of_pool: bool = False
 
 
-def training_image(item: LabeledImage) -> TrainingImage:
+def _training_image(item: LabeledImage) -> TrainingImage:
     """A labelled image, all of it shown."""
     height, width = read_image(item.path).shape[:2]
     return TrainingImage(item, (width, height), np.zeros((0, 4), np.float32))
@@ -63,6 +66,47 @@ class BatchSpec:
     mosaic: bool
     steps: int | None = None
     workers: int = 0
+
+
+def whole_images(items: Sequence[LabeledImage]) -> list[TrainingImage]:
+    """The labelled images that can be decoded; damaged ones are named on stderr.
+
+    Raises:
+        SourceError: more than 5 % are damaged.
+    """
+    whole: list[TrainingImage] = []
+    damaged: list[str] = []
+    for item in items:
+        try:
+            whole.append(_training_image(item))
+        except SourceError as error:
+            damaged.append(f"{error}")
+    if len(damaged) > MOST_DAMAGED * len(items):
+        raise SourceError(_told(damaged, f"{len(items)} training"))
+    for told in damaged:
+        sys.stderr.write(f"left out: {told}\n")
+    return whole
+
+
+def refuse_damaged(items: Sequence[LabeledImage]) -> None:
+    """Held-out images are all asked about, or a figure would not be that of the list.
+
+    Raises:
+        SourceError: some cannot be decoded.
+    """
+    damaged = []
+    for item in items:
+        try:
+            read_image(item.path)
+        except SourceError as error:
+            damaged.append(f"{error}")
+    if damaged:
+        raise SourceError(_told(damaged, f"{len(items)} held-out"))
+
+
+def _told(damaged: Sequence[str], of: str) -> str:
+    more = f"; and {len(damaged) - _SHOWN} more" if len(damaged) > _SHOWN else ""
+    return f"{len(damaged)} of {of} images are damaged: {'; '.join(damaged[:_SHOWN])}{more}"
 
 
 Relight = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]

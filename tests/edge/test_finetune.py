@@ -12,10 +12,12 @@ import yaml
 from calibration.labels import Dataset, load_dataset
 from converters.checkpoint import load_checkpoint, save_checkpoint
 from converters.errors import CheckpointError
+from edge.demo.scene import SimulatedScene
 from edge.finetune import finetune
 from edge.pretrain import pretrain
 from edge.processes import Precision, detection_loss, launched_fabric
 from edge.yolo import build_detector
+from runtime.errors import SourceError
 from tests.conftest import few_labels
 from tests.edge.small_runs import finetune_request, pretrain_request, same_weights
 
@@ -142,3 +144,23 @@ def test_finetune__images_on_both_sides_are_told(data: Path, tmp_path: Path, cap
     assert re.search(
         r"^\d+ held-out images are trained on as well: every figure will be too good", capsys.readouterr().err, re.M
     )
+
+
+def test_finetune__damaged_images_are_told_together_and_before_the_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = SimulatedScene.make(tmp_path / "data", labels=40, seed=0, imgsz=64).data
+    first, second, third, *_ = (item.path for item in load_dataset(data).train)
+    first.write_bytes(b"")
+    second.write_bytes(second.read_bytes()[:200])
+    finetune(finetune_request(data, tmp_path / "run", epochs=1))
+    told = capsys.readouterr().err
+    assert f"left out: {first} cannot be decoded" in told
+    assert f"left out: {second} cannot be decoded as an image (200 bytes)" in told
+    third.write_bytes(b"")
+    with pytest.raises(SourceError, match=r"3 of 40 training images are damaged: .* \(0 bytes\).*; .* \(200 bytes\)"):
+        finetune(finetune_request(data, tmp_path / "other", epochs=1))
+    load_dataset(data).val[1].path.write_bytes(b"")
+    with pytest.raises(SourceError, match=r"1 of 60 held-out images are damaged: .* \(0 bytes\)"):
+        finetune(finetune_request(data, tmp_path / "other", epochs=1))
+    assert not (tmp_path / "other").exists()
