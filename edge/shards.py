@@ -169,8 +169,9 @@ def _again(url: str, items: Callable[[], Iterator[_Item]], missing: str, then: s
             if (told := _final(error, missing)) and (is_last or not came_and_went):
                 raise TrainingError(f"{url} cannot be read: {told}{then}") from error
             if is_last:
+                cut = ", or export the pool again if the file is cut" if isinstance(error, tarfile.TarError) else ""
                 raise TrainingError(
-                    f"{url} cannot be read: {first_line(error)}; see to storage and network, or export the pool again if the file is cut{then}"
+                    f"{url} cannot be read: {first_line(error)}; see to storage and network{cut}{then}"
                 ) from error
         time.sleep(_PAUSE_S * 2**attempt)
 

@@ -41,10 +41,10 @@ def test_pool_add__a_truncated_image_is_named(edge: Edge, tmp_path: Path) -> Non
     paths = write_images(tmp_path / "images", 20)
     paths[1].write_bytes(paths[1].read_bytes()[:300])
     (tmp_path / "images" / "folder.jpg").mkdir()
-    for name in ("a.tiff", "b.tiff", "notes"):
+    for name in ("a.gif", "b.gif", "notes"):
         (tmp_path / "images" / name).write_bytes(b"x")
     done = edge("pool", "add", "pool", "images")
-    assert "not looked at: 2 .tiff, 1 without ending; images end in .jpg, " in done.stderr
+    assert "not looked at: 2 .gif, 1 without ending; images end in .jpg, " in done.stderr
     assert "19 of 20 added, 0 were there, 1 damaged; 19 frames" in done.stdout
     assert done.stderr.count("left out: ") == 1
     assert "001.jpg is a truncated JPEG" in done.stderr

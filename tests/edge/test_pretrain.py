@@ -208,7 +208,9 @@ def test_pretrain__out_of_memory_names_the_batch_and_what_helps(
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3.2 GiB")
 
     monkeypatch.setattr(Run, "apply", full)
-    with pytest.raises(TrainingError, match=r"out of memory with --batch 8; lower it or --imgsz, .*-checkpointing, or --chunk"):
+    with pytest.raises(
+        TrainingError, match=r"out of memory with --batch 8; lower it or --imgsz, .*-checkpointing, or give --chunk"
+    ):
         pretrain(pretrain_request(pool_dir, tmp_path / "run"))
     assert not (tmp_path / "run" / "backbone.pt").exists()
 
