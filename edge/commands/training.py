@@ -87,14 +87,22 @@ def pretrain(
         bool, typer.Option("--average", help="Write the moving average of the weights, over about a tenth of the run.")
     ] = False,
     epochs: Epochs = 10,
-    lr: Lr = 1e-3,
+    lr: Annotated[
+        Optional[float],
+        typer.Option(min=1e-8, max=1, help="Peak learning rate; left out: 0.001, and 0.0003 where --init is a detector."),
+    ] = None,
     upright: Upright = False,
     anchor: Annotated[
         float, typer.Option(min=0, max=1e6, help="Weight of staying near --init, for dense and hybrid; 0: free.")
     ] = 0.0,
     interpolate: Annotated[
-        float, typer.Option(min=0.05, max=1, help="Share of what was learnt in what is written, the rest is --init's; 1: all.")
-    ] = 1.0,
+        Optional[float],
+        typer.Option(
+            min=0.05,
+            max=1,
+            help="Share of what was learnt in what is written, the rest is --init's; left out: 1, and 0.5 where --init is a detector.",
+        ),
+    ] = None,
     workers: Workers = 0,
     precision: MixedPrecision = "32-true",
     activation_checkpointing: ActivationCheckpointing = False,
@@ -104,16 +112,17 @@ def pretrain(
     """Pretrains a YOLO on unlabeled frames, without labels."""
     from edge.errors import TrainingError
     from edge.pretrain import pretrain as start
-    from edge.pretrain_request import PretrainRequest, most_of
+    from edge.pretrain_request import PretrainRequest, most_of, usual_of
     from edge.processes import is_first
 
     if (pool is None) == (not shards):
         raise TrainingError("name the frames with --pool, or with --shards, and not with both")
+    usual_lr, usual_share = usual_of(init)
     request = PretrainRequest(
-        pool or Path(), out, model=model, init=init, imgsz=imgsz, batch=batch, epochs=epochs, lr=lr, seed=seed, resume=resume,
+        pool or Path(), out, model=model, init=init, imgsz=imgsz, batch=batch, epochs=epochs, lr=lr or usual_lr, seed=seed, resume=resume,
         method=method, part=part or most_of(method), teacher=teacher,
         upright=upright, chunk=chunk, workers=workers, precision=precision, shards=shards, anchor=anchor,
-        interpolate=interpolate, average=average, activation_checkpointing=activation_checkpointing, teacher_model=teacher_model,
+        interpolate=interpolate or usual_share, average=average, activation_checkpointing=activation_checkpointing, teacher_model=teacher_model,
     )  # fmt: skip
     path = start(request)
     if is_first():

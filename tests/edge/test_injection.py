@@ -13,7 +13,7 @@ from converters.checkpoint import load_checkpoint, save_checkpoint
 from converters.errors import CheckpointError
 from edge import pretrain_request as request_module
 from edge.features import features, frozen_trunk, with_statistics_of
-from edge.pretrain_request import PretrainRequest, remedies_of, settings_of
+from edge.pretrain_request import PretrainRequest, remedies_of, settings_of, usual_of
 from edge.yolo import part_keys
 from runtime.progress import Progress
 from tests.conftest import SIDE
@@ -78,3 +78,8 @@ def test_settings_of__a_run_goes_on_with_as_many_processes(monkeypatch: pytest.M
     together = settings_of(PretrainRequest(Path(), Path()))
     assert (alone.pop("processes"), together.pop("processes")) == ("", 2)
     assert alone == together
+
+
+def test_usual_of__from_a_detector_slowly_and_half_of_the_way(checkpoint: Path, backbone: Path) -> None:
+    assert usual_of(checkpoint) == (3e-4, 0.5)
+    assert usual_of(backbone) == usual_of(None) == (1e-3, 1.0)
