@@ -1,7 +1,7 @@
 """Masked modelling for convolutional networks: SparK (Tian et al. 2023, arXiv 2301.03580).
 
 Squares of 32 pixels are hidden and a small decoder paints them. A plain convolution would smear the hidden squares over the
-visible ones; as SparK, we mask every map again after each convolution and let batch norm see visible cells only. Layers
+visible ones; as SparK, we mask every map again after each convolution and pooling and let batch norm see visible cells only. Layers
 that mix all positions (SPPF, attention) cannot be masked: what is trained ends before them, at stride 32.
 """
 
@@ -13,6 +13,7 @@ from functools import partial
 
 import torch
 
+from edge.errors import TrainingError
 from edge.large_batch import statistics_kept
 from edge.methods import Settings
 from edge.methods.views import RandomView, ViewSpec
@@ -22,6 +23,7 @@ STRIDE = 32
 HIDDEN = 0.6  # SparK's share
 _LIGHT = 0.0  # colours stay: they are what is painted
 _WIDTH = 128
+_SMEARS = (torch.nn.Conv2d, torch.nn.MaxPool2d, torch.nn.AvgPool2d)  # visible cells over hidden ones beside them
 _MIXES = ("SPPF", "SPPELAN", "C2PSA", "PSA", "A2C2f")  # Ultralytics' names of layers that mix all positions
 
 
@@ -30,6 +32,10 @@ class MaskedModelling(torch.nn.Module):
 
     def __init__(self, trunk: Trunk, settings: Settings) -> None:
         super().__init__()
+        if settings.imgsz < 2 * STRIDE:
+            raise TrainingError(
+                f"a picture of {settings.imgsz} pixels has no two squares, one to hide; take --imgsz {2 * STRIDE}"
+            )
         self.trunk = trunk
         self.views = RandomView(
             ViewSpec(settings.imgsz // STRIDE * STRIDE, jitter=_LIGHT, grey=0, blur=0, upright=settings.upright)
@@ -118,12 +124,12 @@ def _block(width: int) -> torch.nn.Module:
 
 @contextmanager
 def _sparse(layers: list[torch.nn.Module], visible: torch.Tensor) -> Iterator[None]:
-    """Within, convolutions give zero in hidden cells and batch norm sees visible cells only."""
+    """Within, convolutions and pooling give zero in hidden cells and batch norm sees visible cells only."""
     changed = []
     try:
         for layer in layers:
             for module in layer.modules():
-                if isinstance(module, torch.nn.Conv2d):
+                if isinstance(module, _SMEARS):
                     module.forward = partial(_masked, module, visible)  # type: ignore[method-assign]
                 elif isinstance(module, torch.nn.BatchNorm2d):
                     module.forward = partial(_visible_only, module, visible)  # type: ignore[method-assign]
@@ -136,8 +142,8 @@ def _sparse(layers: list[torch.nn.Module], visible: torch.Tensor) -> Iterator[No
             del module.forward  # the class's own again
 
 
-def _masked(convolve: torch.nn.Conv2d, visible: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
-    found = torch.nn.Conv2d.forward(convolve, images)
+def _masked(module: torch.nn.Module, visible: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+    found: torch.Tensor = type(module).forward(module, images)
     return found * _grown(visible, found)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -337,9 +338,10 @@ def test_views__depend_on_the_generator_alone() -> None:
     assert 0 <= float(first[0].min()) <= float(first[0].max()) <= 1
 
 
-def test_mae__what_is_hidden_does_not_reach_what_is_visible() -> None:
+@pytest.mark.parametrize("model", ["yolo11n", "yolo11n-resnet18"])
+def test_mae__what_is_hidden_does_not_reach_what_is_visible(model: str) -> None:
     torch.manual_seed(0)
-    method = MaskedModelling(trunk(), SETTINGS).train()
+    method = MaskedModelling(trunk("backbone", model), SETTINGS).train()
     images = torch.rand(2, 3, 96, 96)
     visible = random_mask(2, 3, 3, images.device)
     assert visible.flatten(1).sum(1).tolist() == [4, 4]
@@ -349,6 +351,11 @@ def test_mae__what_is_hidden_does_not_reach_what_is_visible() -> None:
         torch.testing.assert_close(a, b)
         hidden = ~visible.repeat_interleave(a.shape[2] // 3, 2).repeat_interleave(a.shape[3] // 3, 3)
         assert float((a * hidden).detach().abs().max()) == 0
+
+
+def test_mae__a_picture_of_one_square_has_nothing_to_hide() -> None:
+    with pytest.raises(TrainingError, match="has no two squares, one to hide; take --imgsz 64"):
+        MaskedModelling(trunk(), replace(SETTINGS, imgsz=32))
 
 
 def test_mae__layers_are_themselves_again_afterwards() -> None:
