@@ -23,8 +23,8 @@ def main(out: str, *names: str) -> None:
         trunk = Trunk(build_detector("yolo11n", ["x"], 0), "yolo11n", "backbone")
         method: Any = build_method(name, trunk, Settings(imgsz=64, batch=BATCH, images=64, steps=10))
         wrapped = fabric.setup_module(method.double().eval())  # batch norm would see what one process has
-        share = BATCH // fabric.world_size
-        first, second = torch.rand(2, BATCH, 3, 64, 64, dtype=torch.double).split(share, dim=1)[fabric.global_rank]
+        share, rank = BATCH // fabric.world_size, fabric.global_rank
+        first, second = torch.rand(2, BATCH, 3, 64, 64, dtype=torch.double)[:, rank * share : (rank + 1) * share]
         fabric.backward(wrapped(first, second))
         found[name] = {key: value.grad for key, value in method.named_parameters() if value.grad is not None}
     if is_first():

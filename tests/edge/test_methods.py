@@ -353,6 +353,18 @@ def test_mae__what_is_hidden_does_not_reach_what_is_visible(model: str) -> None:
         assert float((a * hidden).detach().abs().max()) == 0
 
 
+def test_mae__pooling_smears_nothing_over_hidden_squares() -> None:
+    torch.manual_seed(0)
+    method = MaskedModelling(trunk("backbone", "yolo11n-resnet18"), SETTINGS).train()
+    (pool,) = (module for module in method.modules() if isinstance(module, torch.nn.MaxPool2d))
+    seen: list[torch.Tensor] = []
+    pool.register_forward_hook(lambda _, __, found: seen.append(found.detach()))
+    visible = random_mask(2, 3, 3, torch.device("cpu"))
+    method._maps(torch.rand(2, 3, 96, 96), visible)
+    hidden = ~visible.repeat_interleave(8, 2).repeat_interleave(8, 3)
+    assert float(seen[0].abs().max()) > 0 == float((seen[0] * hidden).abs().max())
+
+
 def test_mae__a_picture_of_one_square_has_nothing_to_hide() -> None:
     with pytest.raises(TrainingError, match="has no two squares, one to hide; take --imgsz 64"):
         MaskedModelling(trunk(), replace(SETTINGS, imgsz=32))

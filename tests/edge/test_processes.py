@@ -15,7 +15,7 @@ from converters.checkpoint import load_checkpoint
 from tests.conftest import ROOT
 
 
-def under_torchrun(processes: int, *words: str | Path) -> str:
+def under_torchrun(processes: int, *words: object) -> str:
     """What a module printed."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"]
     done = subprocess.run(
