@@ -15,6 +15,7 @@ from typing import Any, get_args
 
 from benchmarks.common import DATA, RESULTS, WORK, write_result
 from calibration.labels import load_dataset, split_dataset
+from edge.doctor import machine_facts
 from edge.methods import METHODS
 from edge.pretrain import RESULT, pretrain
 from edge.pretrain_request import PretrainRequest
@@ -56,9 +57,10 @@ def measure(method: str, epochs: int, precision: Precision, data: Path, pool: Pa
     pretrain(request)
     seconds = time.monotonic() - start
     log = [json.loads(line) for line in (out / LOG).read_text(encoding="utf-8").splitlines()]
-    rows = probe(ProbeRequest(data, (out / RESULT[part],), MODEL, "neck", 128))
+    rows = probe(ProbeRequest(data, (out / RESULT[part],), MODEL, part, 128))
     fresh, given = rows["fresh weights"], rows["given weights"]
     return {
+        "part": part, "cpu": machine_facts()["cpu"],
         "seconds": round(sum(row["seconds"] for row in log), 1), "wall_s_of_the_last_start": round(seconds, 1),
         "images_per_s": log[-1]["images_per_s"], "loss": [round(row["loss"], 4) for row in log],
         "effective_rank": [row["effective_rank"] for row in log],
@@ -69,7 +71,7 @@ def measure(method: str, epochs: int, precision: Precision, data: Path, pool: Pa
 
 
 def over_fresh(knn: float, linear: float, knn_fresh: float, linear_fresh: float) -> dict[str, float]:
-    """A row's comparison with fresh weights, which are the same for all methods."""
+    """A row's comparison with fresh weights, which are the same for all methods that train the same part."""
     return {
         "knn_fresh": round(knn_fresh, 4), "knn_gain": round(knn - knn_fresh, 4),
         "linear_fresh": round(linear_fresh, 4), "linear_gain": round(linear - linear_fresh, 4),
@@ -87,7 +89,9 @@ def main() -> None:
     known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     found = known.get("methods", {}) if known.get("precision") == arguments.precision else {}
     for run in found.values():
-        run.setdefault("epochs", known.get("epochs"))  # files from before methods had budgets of their own
+        run.setdefault("epochs", known.get("epochs"))  # files from before rows had budgets, parts and machines of their own
+        run.setdefault("part", PART)
+        run.setdefault("cpu", known["machine"]["cpu"])
     for method in arguments.methods:
         if method in found and found[method]["epochs"] == arguments.epochs:
             continue
@@ -95,10 +99,11 @@ def main() -> None:
         measured = measure(method, arguments.epochs, arguments.precision, data, pool)
         found[method] = {"epochs": arguments.epochs, **measured}
         for row in found.values():  # those measured before batch norms of fresh weights saw pictures
-            row |= over_fresh(row["knn"], row["linear"], measured["knn_fresh"], measured["linear_fresh"])
+            if row["part"] == measured["part"]:
+                row |= over_fresh(row["knn"], row["linear"], measured["knn_fresh"], measured["linear_fresh"])
         write_result(
             "methods",
-            {"set": "neu_det", "model": MODEL, "imgsz": IMGSZ, "batch": BATCH, "part": "neck", "precision": arguments.precision,
+            {"set": "neu_det", "model": MODEL, "imgsz": IMGSZ, "batch": BATCH, "precision": arguments.precision,
              "start": "scratch", "methods": found},
         )  # fmt: skip
 

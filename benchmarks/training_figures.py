@@ -40,18 +40,19 @@ def study_figures() -> list[str]:
 def _methods(found: Figures) -> list[str]:
     rows = [
         (
-            f"Each method from scratch on {found['set']} ({found['model']}, {found['part']}, {found['imgsz']} px, "
+            f"Each method from scratch on {found['set']} ({found['model']}, {found['imgsz']} px, "
             f"batch {found['batch']}, {found['precision']}, one core); kNN and linear accuracy over labelled boxes, in points above fresh "
-            "weights:"
+            "weights of the same part (the rows' CPUs are in the file):"
         ),
         "",
-        "| method | epochs | kNN | over fresh | linear | over fresh | images/s | minutes | loss, first to last epoch | effective rank |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| method | part | epochs | kNN | over fresh | linear | over fresh | images/s | minutes | loss, first to last epoch | effective rank |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, run in found["methods"].items():
         loss, rank = run["loss"], run["effective_rank"]
         rows.append(
-            f"| {name} | {run['epochs']} | {run['knn']:.3f} | {100 * run['knn_gain']:+.1f} | {run['linear']:.3f} | {100 * run['linear_gain']:+.1f} | "
+            f"| {name} | {run['part']} | {run['epochs']} "
+            f"| {run['knn']:.3f} | {100 * run['knn_gain']:+.1f} | {run['linear']:.3f} | {100 * run['linear_gain']:+.1f} | "
             f"{run['images_per_s']:.1f} | {run['seconds'] / 60:.1f} | {loss[0]:.2f} → {loss[-1]:.2f} | {rank[0]:.1f} → {rank[-1]:.1f} |"
         )
     return rows
