@@ -71,9 +71,9 @@ def features(trunk: Trunk, canvases: Sequence[NDArray[np.uint8]], progress: Prog
     return np.concatenate(found)
 
 
-def with_statistics_of(trunk: Trunk, canvases: Sequence[NDArray[np.uint8]]) -> Trunk:
-    """The same trunk, whose batch norms have seen pictures: those of fresh weights hold statistics of no image, under which
-    layer after layer fades, and a network that is compared with them would be praised for having seen any.
+def show(trunk: Trunk, canvases: Sequence[NDArray[np.uint8]]) -> None:
+    """Gives its batch norms the statistics of pictures, two at least: those of fresh weights hold statistics of no image, under
+    which layer after layer fades, and a network that is compared with them would be praised for having seen any.
     """
     import torch
 
@@ -82,10 +82,13 @@ def with_statistics_of(trunk: Trunk, canvases: Sequence[NDArray[np.uint8]]) -> T
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # the mean over all batches
-    features(trunk.train(), canvases[:_SEEN], Progress("statistics", min(_SEEN, len(canvases))))
+    count = min(_SEEN, len(canvases))
+    with Progress("statistics", count) as progress:
+        for batch in np.array_split(np.arange(count), -(-count // _BATCH)):  # as large as each other: they weigh the same
+            features(trunk.train(), [canvases[index] for index in batch], progress)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
-    return trunk.eval()
+    trunk.eval()
 
 
 def unit_vectors(vectors: NDArray[np.float32]) -> NDArray[np.float32]:

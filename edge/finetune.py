@@ -188,7 +188,7 @@ def _train(request: FinetuneRequest) -> Finetuned:
 
     path = request.out / DETECTOR
     dataset = load_dataset(request.data)
-    refuse_damaged(dataset.val)
+    refuse_damaged(dataset.val, "held-out")
     labels = whole_images(dataset.train)
     dataset = replace(dataset, train=tuple(image.item for image in labels))
     if both := {item.path.resolve() for item in dataset.train} & {item.path.resolve() for item in dataset.val}:
@@ -236,7 +236,7 @@ def _train(request: FinetuneRequest) -> Finetuned:
     measured = {f"{HELD_OUT}{name}": str(value) for name, value in found.as_dict().items()} if found else {}
     if request.pool:
         believed = Taught.read(request.out / PSEUDO_LABELS)
-        measured |= {"pool_frames": str(believed.looked), "pool_boxes": str(believed.boxes)}
+        measured |= {"last_look_frames": str(believed.looked), "last_look_boxes": str(believed.boxes)}
     save_checkpoint(path, with_training(_checkpoint(ema.ema, dataset, request, {**lineage, **measured}), None))
     return Finetuned(path, found, run.extra.get("figures", []))
 
@@ -275,7 +275,7 @@ def _fingerprint(request: FinetuneRequest, dataset: Dataset, digest: str) -> dic
         "layer_decay": request.layer_decay, "precision": request.precision, "workers": request.workers,
         # Which frames those are is in the run folder, whatever has become of the pool.
         "light_pool": request.light_pool is not None,
-        "pool": f"× {request.pool_ratio} from {request.burn_in}, upright {request.upright}" if request.pool else "",
+        "pool": f"× {request.pool_ratio} from {request.burn_in}, upright {request.upright}, {_LOOKS} looks" if request.pool else "",
     }  # fmt: skip
 
 

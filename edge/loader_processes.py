@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from edge.errors import TrainingError
 from runtime.errors import first_line
 
 _REMEDIES = "take fewer --workers or a smaller --batch, or give more shared memory (docker run --shm-size)"
+_OURS_WITHIN_S = 1.0  # a signal to a group reaches all of it at once, nearly
 # A batch and the names of the damaged frames that were met on the way to it; or why there is none, a value because an exception
 # would come out of a loader process with its whole traceback as its message.
 Made = tuple[tuple[torch.Tensor, ...], list[str]] | TrainingError
@@ -80,8 +82,8 @@ def _handed_over(made: Any) -> Any:
 
 @contextmanager
 def killed_told() -> Iterator[None]:
-    """Within, a loader process that was killed is a sentence; one that was asked to end was asked with all of its group, as
-    systemd and terminals do, and so were we.
+    """Within, a loader process that was killed is a sentence; where one was asked to end with all of its group, as systemd and
+    terminals ask, so were we.
 
     PyTorch raises it from a signal's handler, so that it can come out of anything that the main thread does meanwhile.
 
@@ -95,5 +97,14 @@ def killed_told() -> Iterator[None]:
         if "DataLoader worker (pid" not in f"{error}":  # one that met a mistake of ours tells its traceback
             raise
         if f"{signal.strsignal(signal.SIGTERM)}" in f"{error} {error.__cause__}":
-            raise SystemExit(128 + signal.SIGTERM) from error
+            if any(isinstance(each, SystemExit) for each in _behind(error)):  # we left already when PyTorch told
+                raise SystemExit(128 + signal.SIGTERM) from error
+            time.sleep(_OURS_WITHIN_S)  # our own SIGTERM ends this
         raise TrainingError(f"a process that makes views was killed ({first_line(error)}); {_REMEDIES}") from error
+
+
+def _behind(error: BaseException | None) -> Iterator[BaseException]:
+    """What was being handled when it was raised, the latest first."""
+    while error is not None:
+        yield error
+        error = error.__context__

@@ -221,7 +221,7 @@ class _Epoch:
             images += len(views[0]) * self._fabric.world_size
             progress.advance(f"loss {np.mean(losses):.3f}")
             if run.step_in_epoch % _LOOK_EVERY == 0:
-                self._refuse_collapse(self._spread(seen), seen)
+                self._looked_at(seen, {"loss": float(np.mean(losses))})
             if time.monotonic() - saved_s > self._request.save_every_s:
                 run.save(checkpoint())
                 saved_s = time.monotonic()
@@ -232,16 +232,7 @@ class _Epoch:
             "images_per_s": round(images / max(seconds, 1e-9), 1),
             "waited_s": round(batches.waited_s, 2),
         }
-        if not seen:
-            return figures
-        found = self._spread(seen)
-        figures |= {"effective_rank": round(found.effective_rank, 2), "deviation": round(found.deviation, 4)}
-        try:
-            self._refuse_collapse(found, seen)
-        except TrainingError:
-            run.note(figures)
-            raise
-        return figures
+        return self._looked_at(seen, figures) if seen else figures
 
     def _step(self, views: tuple[torch.Tensor, ...]) -> float:
         from edge.large_batch import accumulated_backward, cached_backward
@@ -278,8 +269,20 @@ class _Epoch:
             own = torch.cat([pooled(self._method.trunk(*part)) for part in parts]).float()
         return spread_of(cast("torch.Tensor", self._fabric.all_gather(own)).flatten(0, -2))
 
-    def _refuse_collapse(self, found: Spread, seen: list[torch.Tensor]) -> None:
-        refuse_collapse(found, sum(map(len, seen)) * self._fabric.world_size, self._request.method)
+    def _looked_at(self, seen: list[torch.Tensor], figures: dict[str, float]) -> dict[str, float]:
+        """The figures with the spread of the features.
+
+        Raises:
+            TrainingError: they have collapsed; the figures are logged.
+        """
+        found = self._spread(seen)
+        figures |= {"effective_rank": round(found.effective_rank, 2), "deviation": round(found.deviation, 4)}
+        try:
+            refuse_collapse(found, sum(map(len, seen)) * self._fabric.world_size, self._request.method)
+        except TrainingError:
+            self._run.note(figures)
+            raise
+        return figures
 
 
 def _fingerprint(request: PretrainRequest, frames: Snapshot | ShardSet) -> dict[str, Any]:

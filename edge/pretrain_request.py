@@ -6,7 +6,6 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any
 
-from converters.checkpoint import load_checkpoint
 from edge.errors import TrainingError
 from edge.methods import METHODS, kind_of
 from edge.processes import Precision, several, world_size
@@ -88,16 +87,13 @@ def most_of(method: str) -> Part:
     return kind_of(method).parts[0]
 
 
-def usual_of(init: Path | None) -> tuple[float, float]:
+def usual_of(*, from_detector: bool) -> tuple[float, float]:
     """Learning rate, and share of what is learnt in what is written, for who names none.
 
     From a detector's weights a short pretraining on few frames forgets more than it learns, so it learns slowly and goes half of
     the way (WiSE-FT, arXiv 2109.01903); docs/study.md's arms from COCO weights do so.
-
-    Raises:
-        CheckpointError: no weights.
     """
-    return (3e-4, 0.5) if init is not None and load_checkpoint(init).kind == "detector" else (1e-3, 1.0)
+    return (3e-4, 0.5) if from_detector else (1e-3, 1.0)
 
 
 def check(request: PretrainRequest) -> None:

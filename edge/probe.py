@@ -8,7 +8,8 @@ since much of a figure is the data's.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,10 +19,10 @@ from numpy.typing import NDArray
 from calibration.errors import DataError
 from calibration.labels import LabeledImage, load_dataset
 from edge.errors import TrainingError
-from edge.features import checked_preprocess, features, frozen_trunk, letterboxed, with_statistics_of
+from edge.features import checked_preprocess, features, frozen_trunk, letterboxed, show
 from edge.yolo import Part
-from runtime.errors import MissingPackageError
-from runtime.images import list_images, read_image
+from runtime.errors import MissingPackageError, SourceError
+from runtime.images import MOST_DAMAGED, list_images, read_image
 from runtime.preprocess import Preprocess
 from runtime.progress import Progress
 
@@ -96,7 +97,7 @@ def probe(request: ProbeRequest) -> dict[str, Probe]:
     given = {"fresh weights": (), "given weights": request.init}
     trunks = {name: frozen_trunk(request.model, request.part, init, request.seed) for name, init in given.items()}
     shuffled = np.random.default_rng(request.seed).permutation(len(crops["train"]))
-    with_statistics_of(trunks["fresh weights"], [crops["train"][index][0] for index in shuffled])
+    show(trunks["fresh weights"], [crops["train"][index][0] for index in shuffled])
     found: dict[str, Probe] = {}
     with Progress("probe", len(trunks) * sum(map(len, crops.values()))) as progress:
         for name, trunk in trunks.items():
@@ -110,28 +111,53 @@ def _whole_images(folder: Path, preprocess: Preprocess) -> dict[str, list[tuple[
 
     Raises:
         DataError: no such folders, or others in `val` than in `train`.
-        SourceError: a class without images, or one that cannot be read.
+        SourceError: a class without images, or too many damaged ones.
     """
-    classes = {side: sorted(path.name for path in (folder / side).glob("*/")) for side in ("train", "val")}
+    classes = {side: _folders(folder / side) for side in ("train", "val")}
     if not classes["train"] or not set(classes["val"]) <= set(classes["train"]):
         raise DataError(
             f"{folder} has no train/CLASS/ folders, or others in val; a probe takes these, or a data.yaml with labelled boxes"
         )
-    return {
-        side: [
-            (letterboxed(read_image(path), preprocess), classes["train"].index(name))
-            for name in names
-            for path in list_images(folder / side / name)
-        ]
-        for side, names in classes.items()
-    }
+    found = {}
+    for side, names in classes.items():
+        class_ids = {path: classes["train"].index(name) for name in names for path in list_images(folder / side / name)}
+        found[side] = [(letterboxed(image, preprocess), class_ids[path]) for path, image in _readable(list(class_ids))]
+    return found
+
+
+def _folders(folder: Path) -> list[str]:
+    """Names of those in it that are not hidden, sorted; none where it is not there."""
+    paths = folder.iterdir() if folder.is_dir() else ()
+    return sorted(path.name for path in paths if path.is_dir() and not path.name.startswith("."))
+
+
+def _readable(paths: Sequence[Path]) -> Iterator[tuple[Path, NDArray[np.uint8]]]:
+    """The pictures that can be decoded; damaged ones are named on stderr.
+
+    Raises:
+        SourceError: more than 5 % are damaged.
+    """
+    damaged = 0
+    for path in paths:
+        try:
+            image = read_image(path)
+        except SourceError as error:
+            damaged += 1
+            if damaged > MOST_DAMAGED * len(paths):
+                raise SourceError(
+                    f"{damaged} of {len(paths)} images are damaged, more than 5 %, this one as well: {error}"
+                ) from error
+            sys.stderr.write(f"left out: {error}\n")
+            continue
+        yield path, image
 
 
 def _crops(items: Sequence[LabeledImage], preprocess: Preprocess) -> list[tuple[NDArray[np.uint8], int]]:
     """Every box large enough, letterboxed: uint8 (side, side, 3) BGR and its class."""
     found = []
-    for item in items:
-        image = read_image(item.path)
+    by_path = {item.path: item for item in items}
+    for path, image in _readable(list(by_path)):
+        item = by_path[path]
         truth = item.truth((image.shape[1], image.shape[0]))
         for (left, top, right, bottom), class_id in zip(truth.xyxy.tolist(), truth.class_id.tolist(), strict=True):
             if max(right - left, bottom - top) < _SMALLEST:

@@ -47,7 +47,9 @@ def run_folder(out: Path, *, resume: bool) -> Iterator[None]:
             yield
         except (KeyboardInterrupt, SystemExit):
             if (out / LAST).is_file():
-                sys.stderr.write(f"\nwhat was learnt is in {out}; go on with --resume\n")
+                sys.stderr.write(
+                    f"\nwhat was learnt is in {out}; the same command goes on (pretrain and finetune: with --resume)\n"
+                )
             raise
         finally:
             if not known and not (out / LAST).is_file():

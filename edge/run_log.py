@@ -33,6 +33,8 @@ class RunLog:
         Args:
             figures: what all epochs so far gave, each with its `epoch` from 1.
         """
+        if not figures:
+            return
         (self._out / LOG).write_text("".join(json.dumps(line) + "\n" for line in figures), encoding="utf-8")
         columns = list(dict.fromkeys(name for line in figures for name in line))
         with (self._out / TABLE).open("w", encoding="utf-8", newline="") as file:

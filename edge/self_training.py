@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -111,7 +111,8 @@ class Pupils:
         """
         self._frames, self._labels, self._classes = frames, labels, classes
         self._held_out, self._labelled = (HeldOut([item.path for item in part]) for part in (held_out, labels))
-        self._out: set[int] = set()  # positions of frames that an earlier look left out, and told
+        self._out: set[int] = set()  # positions of frames that were left out, and told
+        self._damaged: set[int] = set()  # those of them that cannot be read
 
     def taught(self, detect: DetectBatch, look: Look) -> Taught:
         """What a detector believes of them; damaged frames, and those that show a held-out image, are named on stderr, once.
@@ -122,8 +123,7 @@ class Pupils:
             TrainingError: too many frames are damaged.
         """
         rng = np.random.default_rng((look.seed, _STREAM, look.epoch))
-        chosen = sorted(rng.permutation(len(self._frames))[: look.most].tolist())
-        seen = self._seen(detect, [position for position in chosen if position not in self._out], look.together)
+        seen = self._seen(detect, rng.permutation(len(self._frames)).tolist(), look)
         counts = np.bincount(np.concatenate([item.class_id for item in self._labels]), minlength=self._classes)
         thresholds = class_thresholds([found for _, _, found in seen], counts / len(self._labels))
         empty = sum(not len(item.class_id) for item in self._labels) / len(self._labels)
@@ -135,34 +135,51 @@ class Pupils:
                 images.append(_image(self._frames, position, size, sure, unsure))
         return Taught(tuple(images), len(seen), boxes, look.epoch)
 
-    def _seen(self, detect: DetectBatch, chosen: Sequence[int], together: int) -> list[tuple[int, tuple[int, int], Detections]]:
-        """Position, size and detections of the frames that may be learnt from."""
+    def _seen(self, detect: DetectBatch, order: Sequence[int], look: Look) -> list[tuple[int, tuple[int, int], Detections]]:
+        """Position, size and detections of the first frames in the order that may be learnt from."""
         seen: list[tuple[int, tuple[int, int], Detections]] = []
-        damaged: list[str] = []
-        with Progress("teacher", len(chosen)) as progress:
-            for begin in range(0, len(chosen), together):
-                images: dict[int, NDArray[np.uint8]] = {}
-                for position in chosen[begin : begin + together]:
-                    try:
-                        image = self._frames.read(position)
-                    except PoolError:
-                        damaged.append(self._frames.name(position))
-                        self._out.add(position)
-                        continue
-                    if self._is_new(position, image):
-                        images[position] = image
-                found = detect(list(images.values())) if images else []
-                for (position, image), each in zip(images.items(), found, strict=True):
+        with Progress("teacher", min(look.most, len(order))) as progress:
+            for images in self._batches(order, look):
+                for (position, image), each in zip(images.items(), detect(list(images.values())), strict=True):
                     seen.append((position, (image.shape[1], image.shape[0]), each.above(DOUBT)))
-                progress.advance("", min(together, len(chosen) - begin))
-        if len(damaged) > MOST_DAMAGED * len(chosen):
-            raise TrainingError(
-                f"{len(damaged)} of {len(chosen)} frames are damaged, first {damaged[0]}; find and remove them with: edge pool "
-                "check POOL --repair, and start a new run in another --out"
-            )
-        for name in damaged:
-            sys.stderr.write(f"left out, damaged: {name}\n")
+                progress.advance("", len(images))
         return seen
+
+    def _batches(self, order: Sequence[int], look: Look) -> Iterator[dict[int, NDArray[np.uint8]]]:
+        """As large in a run that is resumed, which finds anew what is left out, as in one that was not cut: what a network sees
+        in a picture depends on how many lie beside it, in the last digits.
+        """
+        images: dict[int, NDArray[np.uint8]] = {}
+        taken, damaged, asked = 0, 0, 0
+        for position in order:
+            if taken == look.most:
+                break
+            asked += 1
+            image = None if position in self._out else self._readable(position)
+            damaged += position in self._damaged
+            if image is None or not self._is_new(position, image):
+                continue
+            images[position] = image
+            taken += 1
+            if len(images) == look.together:
+                yield images
+                images = {}
+        if damaged > MOST_DAMAGED * asked:
+            raise TrainingError(
+                f"{damaged} of {asked} frames are damaged; find and remove them with: edge pool check POOL --repair, and start a "
+                "new run in another --out"
+            )
+        if images:
+            yield images
+
+    def _readable(self, position: int) -> NDArray[np.uint8] | None:
+        try:
+            return self._frames.read(position)
+        except PoolError:
+            sys.stderr.write(f"left out, damaged: {self._frames.name(position)}\n")
+            self._damaged.add(position)
+            self._out.add(position)
+            return None
 
     def _is_new(self, position: int, image: NDArray[np.uint8]) -> bool:
         shown = self._held_out.shown_by(image)

@@ -23,7 +23,8 @@ from edge.pretrain_request import PretrainRequest
 from edge.run_folder import LAST
 from edge.run_log import LOG
 from edge.study_plan import Arm, Cell, PretrainPlan, SetPlan, StudyPlan, cells_of
-from runtime.files import write_atomically
+from edge.training_images import refuse_damaged
+from runtime.files import sha256_of_file, write_atomically
 from runtime.images import list_images
 from runtime.pool import Pool
 from runtime.pool_import import add_image_files
@@ -43,8 +44,12 @@ def study(plan: StudyPlan, out: Path) -> list[dict[str, Any]]:
     plan.refuse_missing()
     out.mkdir(parents=True, exist_ok=True)
     same_plan(plan, out)
-    for name, spec in plan.sets.items():  # a label that is no label is told before the first run and not in the middle
-        load_dataset(_split(spec, out / name / f"seed{plan.seeds[0]}" / "_all", 0, plan.seeds[0]))
+    for (
+        name,
+        spec,
+    ) in plan.sets.items():  # a label that is no label, or shows nothing, is told before the first run and not in the middle
+        everything = load_dataset(_split(spec, out / name / f"seed{plan.seeds[0]}" / "_all", 0, plan.seeds[0]))
+        refuse_damaged([*everything.train, *everything.val], "labelled")
     if absent := [arm for arm in _COMPARED if arm not in plan.arms]:
         sys.stderr.write(f"without the arms {', '.join(absent)} the table compares less than docs/study.md's example does\n")
     cells = list(cells_of(plan))
@@ -100,7 +105,7 @@ def same_plan(plan: StudyPlan, out: Path) -> None:
 
 def _as_now(arm: dict[str, Any], weights: str | None) -> dict[str, Any]:
     """A resolved arm of an earlier version, which did not know all settings: those were off; the plan's weights stood apart."""
-    ssl = PretrainPlan.model_validate(arm["ssl"]).model_dump() if arm["ssl"] else arm["ssl"]
+    ssl = PretrainPlan.model_validate({"interpolate": 1.0, **arm["ssl"]}).model_dump() if arm["ssl"] else arm["ssl"]
     return {"from": weights if arm["start"] == "coco" else None, **arm, "ssl": ssl}
 
 
@@ -190,7 +195,8 @@ def _init(plan: StudyPlan, arm: Arm, cell: Cell, home: Path, pool: Path) -> tupl
     if not arm.ssl:
         return start
     chosen = plan.pretrain_of(arm)
-    digest = hashlib.sha256(chosen.model_dump_json(exclude_defaults=True).encode()).hexdigest()[:8]
+    settings = chosen.model_dump_json(exclude_defaults=True) + "".join(map(sha256_of_file, start))
+    digest = hashlib.sha256(settings.encode()).hexdigest()[:8]
     run = home / f"_ssl-{arm.start}-{chosen.method}-{chosen.part}-{digest}"
     result = run / RESULT[chosen.part]
     if not result.is_file():

@@ -14,7 +14,7 @@ from calibration.labels import grouped
 from converters.architecture import MODEL_NAMES
 from converters.checkpoint import load_checkpoint
 from edge.errors import TrainingError
-from edge.pretrain_request import PretrainRequest, check, most_of
+from edge.pretrain_request import PretrainRequest, check, most_of, usual_of
 from edge.processes import Precision
 from edge.yolo import Part
 from runtime.config_words import problem_of
@@ -166,7 +166,7 @@ class StudyPlan(_Strict):
         """Looks for every file before the first run.
 
         Raises:
-            TrainingError: some file or folder is not there, or is of another architecture.
+            TrainingError: some file or folder is not there, of another architecture, or of a part that does not fit.
             CheckpointError: weights that cannot be read.
             DataError: a group that does not fit the names.
         """
@@ -174,25 +174,39 @@ class StudyPlan(_Strict):
         teachers = [
             Path(plan.teacher) for plan in (self.pretrain_of(arm) for arm in self.arms.values() if arm.ssl) if plan.teacher
         ]
+        replacing: set[Path] = set()  # what `start: coco` gave
         for arm in self.arms.values():
-            wanted += [self.weights_of(arm, name, seed) for name in self.sets for seed in self.seeds if arm.weights]
+            paths = [self.weights_of(arm, name, seed) for name in self.sets for seed in self.seeds if arm.weights]
+            wanted += paths
+            replacing |= set(paths) if arm.start == "coco" else set()
         missing = [str(path) for path in [*wanted, *teachers] if not path.is_file()]
         if missing:
             raise TrainingError(f"no such checkpoint: {', '.join(missing)}; correct the plan")
         for path in wanted:
-            if (own := load_checkpoint(path).model) != self.model:
-                raise TrainingError(f"{path} is of {own}, but the plan's model is {self.model}; correct one of them")
+            found = load_checkpoint(path)
+            if found.model != self.model:
+                raise TrainingError(f"{path} is of {found.model}, but the plan's model is {self.model}; correct one of them")
+            if self.weights and path == Path(self.weights) and found.kind != "detector":
+                raise TrainingError(f"`weights` is to name a whole detector, but {path} is a {found.kind}; give it to an arm")
+            if found.kind == "detector" and path in replacing:
+                raise TrainingError(
+                    f"{path} is a whole detector, which leaves nothing of `start: coco`; take that out of its arm"
+                )
         for spec in self.sets.values():
             grouped(list_images(Path(spec.folder) / "images"), spec.group)
             if spec.unlabeled is not None:
                 grouped(list_images(Path(spec.unlabeled)), spec.group)
 
     def pretrain_of(self, arm: Arm) -> PretrainPlan:
-        """The arm's own self-supervision; part, teacher and anchor are not handed to another method."""
+        """The arm's own self-supervision; part, teacher and anchor are not handed to another method. What nobody named is as in
+        `edge pretrain`.
+        """
         changes = arm.ssl if isinstance(arm.ssl, dict) else {}
         other = changes.get("method", self.pretrain.method) != self.pretrain.method
-        kept = self.pretrain.model_dump(exclude={"part", "teacher", "teacher_model", "anchor"} if other else None)
-        return PretrainPlan.model_validate({**kept, **changes})
+        own = {"part", "teacher", "teacher_model", "anchor"}
+        kept = self.pretrain.model_dump(exclude=own if other else None, exclude_unset=True)
+        usual = dict(zip(("lr", "interpolate"), usual_of(from_detector=arm.start == "coco"), strict=True))
+        return PretrainPlan.model_validate({**usual, **kept, **changes})
 
 
 @dataclass(frozen=True, slots=True)

@@ -153,7 +153,7 @@ class Run:
             self._scheduler.step()
 
     def finish_epoch(self, checkpoint: Checkpoint, figures: Mapping[str, float]) -> None:
-        """Writes `last.pt` and the log after the first and the last epoch, and whenever some seconds have passed: a kill costs
+        """Saves after the first and the last epoch, and whenever some seconds have passed: a kill costs
         no more than those.
         """
         self.epoch, self.step_in_epoch = self.epoch + 1, 0
@@ -161,8 +161,6 @@ class Run:
         if self.epoch < self.budget.epochs and time.monotonic() - self._saved_s < _SAVE_EVERY_S:
             return
         self.save(checkpoint)
-        if is_first():
-            self._log.write(self.extra["figures"])
         self._saved_s = time.monotonic()
 
     def note(self, figures: Mapping[str, float]) -> None:
@@ -171,7 +169,7 @@ class Run:
             self._log.write([*self.extra.get("figures", []), {"epoch": self.epoch + 1, **figures}])
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Writes `last.pt` as things stand: a resume goes on after `step_in_epoch` steps of this epoch."""
+        """Writes the log, and `last.pt` as things stand: a resume goes on after `step_in_epoch` steps of this epoch."""
         scheduler = self._scheduler.state_dict() if self._scheduler is not None else {}
         training = {
             "fingerprint": self._fingerprint,
@@ -184,6 +182,7 @@ class Run:
             "figures": self.extra.get("figures", []),
         }
         if is_first():
+            self._log.write(training["figures"])  # first: what is in the checkpoint counts as told
             save_checkpoint(self.out / LAST, with_training(checkpoint, training))
 
     def _restore(self, checkpoint: Checkpoint) -> None:

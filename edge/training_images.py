@@ -16,6 +16,7 @@ from calibration.labels import LabeledImage
 from converters.checkpoint import import_ultralytics
 from runtime.errors import SourceError
 from runtime.images import MOST_DAMAGED, read_image
+from runtime.progress import Progress
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
@@ -76,11 +77,13 @@ def whole_images(items: Sequence[LabeledImage]) -> list[TrainingImage]:
     """
     whole: list[TrainingImage] = []
     damaged: list[str] = []
-    for item in items:
-        try:
-            whole.append(_training_image(item))
-        except SourceError as error:
-            damaged.append(f"{error}")
+    with Progress("labelled images", len(items)) as progress:
+        for item in items:
+            try:
+                whole.append(_training_image(item))
+            except SourceError as error:
+                damaged.append(f"{error}")
+            progress.advance()
     if len(damaged) > MOST_DAMAGED * len(items):
         raise SourceError(_told(damaged, f"{len(items)} training"))
     for told in damaged:
@@ -88,20 +91,26 @@ def whole_images(items: Sequence[LabeledImage]) -> list[TrainingImage]:
     return whole
 
 
-def refuse_damaged(items: Sequence[LabeledImage]) -> None:
-    """Held-out images are all asked about, or a figure would not be that of the list.
+def refuse_damaged(items: Sequence[LabeledImage], what: str) -> None:
+    """For images of which none can be left out: were some of the held-out ones, a figure would not be that of the list.
+
+    Args:
+        items: looked at.
+        what: they are, for who reads.
 
     Raises:
         SourceError: some cannot be decoded.
     """
     damaged = []
-    for item in items:
-        try:
-            read_image(item.path)
-        except SourceError as error:
-            damaged.append(f"{error}")
+    with Progress(f"{what} images", len(items)) as progress:
+        for item in items:
+            try:
+                read_image(item.path)
+            except SourceError as error:
+                damaged.append(f"{error}")
+            progress.advance()
     if damaged:
-        raise SourceError(_told(damaged, f"{len(items)} held-out"))
+        raise SourceError(_told(damaged, f"{len(items)} {what}"))
 
 
 def _told(damaged: Sequence[str], of: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import sys
+import traceback
 from types import FrameType
 from typing import Any  # typer brings its own copy of click, whose Context has no public name
 
@@ -65,6 +66,9 @@ class Program:
             return 2, f"{where}{error.strerror or error}; check the path, its permissions and the free space"
         except ImportError as error:
             return 2, _what_to_install(error)
+        except Exception:  # noqa: BLE001  a mistake of ours, whose traceback is to be reported
+            traceback.print_exc()
+            return 1, ""
         return 0, ""
 
 

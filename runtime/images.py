@@ -65,7 +65,7 @@ def _eight_bits(image: NDArray[Any], name: str) -> NDArray[np.uint8]:
     if image.dtype != np.uint16:
         raise SourceError(f"{name} holds {image.dtype} values, which have no fixed white; {remedy}")
     bits = int(image.max()).bit_length()
-    if 8 < bits < _FULL_BITS:
+    if 0 < bits < _FULL_BITS:  # all black is as black in any number of bits
         raise SourceError(f"{name} has 16 bits a value, of which {bits} are in use, and would come out nearly black; {remedy}")
     return np.asarray(image >> 8, np.uint8)
 

@@ -28,8 +28,9 @@ def leave(code: int) -> None:
         logging.shutdown()
         for stream in (sys.stdout, sys.stderr):
             try:
-                stream.flush()
-            except OSError:  # nobody reads it any more
+                if stream is not None:  # closed before we began
+                    stream.flush()
+            except (OSError, ValueError):  # nobody reads it any more, or it is closed
                 code = code or 1
         os._exit(code)
     sys.exit(code)

@@ -110,6 +110,7 @@ def pretrain(
     resume: Resume = False,
 ) -> None:
     """Pretrains a YOLO on unlabeled frames, without labels."""
+    from converters.checkpoint import load_checkpoint
     from edge.errors import TrainingError
     from edge.pretrain import pretrain as start
     from edge.pretrain_request import PretrainRequest, most_of, usual_of
@@ -117,7 +118,7 @@ def pretrain(
 
     if (pool is None) == (not shards):
         raise TrainingError("name the frames with --pool, or with --shards, and not with both")
-    usual_lr, usual_share = usual_of(init)
+    usual_lr, usual_share = usual_of(from_detector=init is not None and load_checkpoint(init).kind == "detector")
     request = PretrainRequest(
         pool or Path(), out, model=model, init=init, imgsz=imgsz, batch=batch, epochs=epochs, lr=lr or usual_lr, seed=seed, resume=resume,
         method=method, part=part or most_of(method), teacher=teacher,

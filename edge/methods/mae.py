@@ -1,8 +1,9 @@
 """Masked modelling for convolutional networks: SparK (Tian et al. 2023, arXiv 2301.03580).
 
 Squares of 32 pixels are hidden and a small decoder paints them. A plain convolution would smear the hidden squares over the
-visible ones; as SparK, we mask every map again after each convolution and pooling and let batch norm see visible cells only. Layers
-that mix all positions (SPPF, attention) cannot be masked: what is trained ends before them, at stride 32.
+visible ones; as SparK, we mask every map again after each convolution and pooling and let batch norm see visible cells only
+(yolov9 also pools by plain functions: what those smear is hidden again by the convolution that follows). Layers that mix all
+positions (SPPF, attention) cannot be masked: what is trained ends before them, at stride 32.
 """
 
 from __future__ import annotations

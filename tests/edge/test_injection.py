@@ -12,11 +12,11 @@ import torch
 from converters.checkpoint import load_checkpoint, save_checkpoint
 from converters.errors import CheckpointError
 from edge import pretrain_request as request_module
-from edge.features import features, frozen_trunk, with_statistics_of
-from edge.pretrain_request import PretrainRequest, remedies_of, settings_of, usual_of
+from edge.commands import training
+from edge.features import features, frozen_trunk, show
+from edge.pretrain_request import PretrainRequest, remedies_of, settings_of
 from edge.yolo import part_keys
 from runtime.progress import Progress
-from tests.conftest import SIDE
 
 
 @pytest.fixture
@@ -42,11 +42,12 @@ def test_frozen_trunk__layers_that_no_file_gives_are_not_looked_at(
     assert f"injected detector {checkpoint}: " in told
 
 
-def test_with_statistics_of__fresh_weights_do_not_fade() -> None:
-    canvases = list(np.random.default_rng(0).integers(0, 256, (20, SIDE, SIDE, 3), dtype=np.uint8))
+def test_show__fresh_weights_do_not_fade() -> None:
+    canvases = list(np.random.default_rng(0).integers(0, 256, (17, 32, 32, 3), dtype=np.uint8))  # a batch and one more
     plain = frozen_trunk("yolo11n", "backbone", ())
-    seen = with_statistics_of(frozen_trunk("yolo11n", "backbone", ()), canvases)
-    before, after = (features(trunk, canvases, Progress("look", 20)) for trunk in (plain, seen))
+    seen = frozen_trunk("yolo11n", "backbone", ())
+    show(seen, canvases)
+    before, after = (features(trunk, canvases, Progress("look", 17)) for trunk in (plain, seen))
     assert after.std(0).mean() > 10 * before.std(0).mean()
     weights = [{key: value for key, value in trunk.state_dict().items() if "running" not in key} for trunk in (plain, seen)]
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0] if "num_batches" not in key)
@@ -80,6 +81,11 @@ def test_settings_of__a_run_goes_on_with_as_many_processes(monkeypatch: pytest.M
     assert alone == together
 
 
-def test_usual_of__from_a_detector_slowly_and_half_of_the_way(checkpoint: Path, backbone: Path) -> None:
-    assert usual_of(checkpoint) == (3e-4, 0.5)
-    assert usual_of(backbone) == usual_of(None) == (1e-3, 1.0)
+def test_pretrain__from_a_detector_slowly_and_half_of_the_way(
+    checkpoint: Path, backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[PretrainRequest] = []
+    monkeypatch.setattr("edge.pretrain.pretrain", asked.append)
+    for init, given in ((checkpoint, None), (backbone, None), (None, None), (checkpoint, 0.01)):
+        training.pretrain(tmp_path / "run", tmp_path / "pool", init=init, lr=given, interpolate=given and 1.0)
+    assert [(each.lr, each.interpolate) for each in asked] == [(3e-4, 0.5), (1e-3, 1.0), (1e-3, 1.0), (0.01, 1.0)]

@@ -14,6 +14,7 @@ from edge.demo.scene import SimulatedScene
 from edge.errors import TrainingError
 from edge.probe import ProbeRequest, probe
 from edge.yolo import build_detector
+from runtime.errors import SourceError
 
 
 def test_probe__classes_that_look_different_are_told_apart(tmp_path: Path) -> None:
@@ -28,19 +29,33 @@ def test_probe__classes_that_look_different_are_told_apart(tmp_path: Path) -> No
     assert max(row.linear for row in rows.values()) > 0.4, "three shapes that even fresh filters tell apart"
 
 
-def test_probe__whole_images_in_a_folder_for_each_class(tmp_path: Path, checkpoint: Path) -> None:
+def test_probe__whole_images_in_a_folder_for_each_class(
+    tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     rng = np.random.default_rng(0)
     for side, count in (("train", 12), ("val", 5)):
         for name, level in (("dark", 40), ("light", 200)):
             folder = tmp_path / "data" / side / name
             folder.mkdir(parents=True)
             for index in range(count):
-                image = np.clip(rng.normal(level, 10, (48, 64, 3)), 0, 255).astype(np.uint8)
+                image = np.full((48, 64, 3), level, np.uint8)
+                image[:, rng.integers(8) :: 8] = 255 - level if name == "dark" else level
+                image = np.clip(image + rng.normal(0, 3, image.shape), 0, 255).astype(np.uint8)
                 assert cv2.imwrite(str(folder / f"{index}.png"), image)
     rows = probe(ProbeRequest(tmp_path / "data", (checkpoint,), imgsz=64))
     for row in rows.values():
         assert (row.train, row.val) == (24, 10)
-        assert row.linear > 0.7, "fresh filters tell dark from light"
+        assert row.linear > 0.7, "fresh filters tell dark stripes from light plains"
+    (tmp_path / "data" / "train" / ".ipynb_checkpoints").mkdir()
+    (tmp_path / "data" / "train" / "README").touch()
+    (tmp_path / "data" / "train" / "dark" / "cut.png").write_bytes(b"")
+    assert probe(ProbeRequest(tmp_path / "data", (checkpoint,), imgsz=64))["given weights"].train == 24
+    assert capsys.readouterr().err.count("left out: ") == 1
+    (tmp_path / "data" / "train" / "dark" / "too.png").write_bytes(b"")
+    with pytest.raises(SourceError, match="2 of 26 images are damaged, more than 5 %"):
+        probe(ProbeRequest(tmp_path / "data", (checkpoint,), imgsz=64))
+    for name in ("cut.png", "too.png"):
+        (tmp_path / "data" / "train" / "dark" / name).unlink()
     (tmp_path / "data" / "val" / "grey").mkdir()
     with pytest.raises(DataError, match="no train/CLASS/ folders, or others in val; a probe takes these, or a data"):
         probe(ProbeRequest(tmp_path / "data", (checkpoint,), imgsz=64))

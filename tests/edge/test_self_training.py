@@ -32,6 +32,7 @@ from edge.yolo import build_detector
 from runtime.detections import Detections
 from runtime.errors import PoolError
 from runtime.pool import Pool, Seen
+from runtime.pool_import import add_image_file
 from runtime.preprocess import Preprocess
 from tests.conftest import few_labels, fill_pool
 
@@ -223,7 +224,7 @@ def test_finetune__with_a_pool_labels_come_first(data: Path, pool_dir: Path, tmp
     done = finetune(request(data, tmp_path / "run", pool_dir))
     assert re.search(r"believes 0 boxes in \d+ frames", capsys.readouterr().err), "two epochs of nearly fresh weights"
     lineage = load_checkpoint(done.checkpoint).lineage
-    assert (lineage["finetune_epochs"], lineage["pool_boxes"]) == ("4", "0")
+    assert (lineage["finetune_epochs"], lineage["last_look_boxes"]) == ("4", "0")
     alone = finetune(FinetuneRequest(data, tmp_path / "alone", imgsz=64, batch=4, epochs=4))
     assert [row["loss"] for row in done.curve][:2] == [row["loss"] for row in alone.curve][:2], "labels come first"
     assert not (tmp_path / "run" / "frames").exists()
@@ -272,17 +273,25 @@ def test_finetune__frames_that_are_gone_are_told_before_a_resumed_run_trains(
     ["in the labels' turn", "before the teacher looked", "in the frames' turn", "before it looked again", "before the end"],
 )
 def test_finetune__with_a_pool_resumed_ends_where_the_whole_run_ends(
-    data: Path, pool_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, cut: str
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, cut: str
 ) -> None:
-    """With thresholds of nothing, so that a teacher with fresh weights is believed and its labels are learnt."""
+    """With thresholds of nothing, so that a teacher with fresh weights is believed and its labels are learnt; the pool holds
+    labelled images, which are left out.
+    """
+    pool_dir = tmp_path / "pool"
+    fill_pool(pool_dir, 24)
+    with Pool.create(pool_dir) as pool:
+        for number, item in enumerate(load_dataset(data).train[:3]):
+            add_image_file(pool, item.path, "labelled", float(number))
     for limit in ("LOWEST", "HIGHEST"):
         monkeypatch.setattr(pseudo_labels, limit, 0.0)
     for module in (pseudo_labels, self_training, fused_looks_module):
         monkeypatch.setattr(module, "DOUBT", 0.0)
     whole = finetune(request(data, tmp_path / "whole", pool_dir))
-    told = re.search(r"believes (\d+) boxes", capsys.readouterr().err)
+    told = re.search(r"believes (\d+) boxes in (\d+) frames", capsys.readouterr().err)
     assert told
     assert int(told[1]) > 0
+    assert int(told[2]) == 24
     finish = Run.finish_epoch
 
     def killed(run: Run, *arguments: Any) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import yaml
 
 from calibration.errors import DataError
 from calibration.labels import load_dataset
-from converters.checkpoint import Checkpoint, save_checkpoint
+from converters.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from edge import study as study_module
 from edge.demo.scene import SimulatedScene
 from edge.errors import TrainingError
@@ -255,6 +256,13 @@ def test_pretrain_of__teacher_and_anchor_are_the_methods_own(folder: Path) -> No
     }
 
 
+def test_pretrain_of__what_nobody_named_is_as_in_edge_pretrain(folder: Path) -> None:
+    arms = {"coco+ssl": {"start": "coco", "ssl": True}, "ssl": {"ssl": True}, "own": {"start": "coco", "ssl": {"lr": 0.01}}}
+    plan = StudyPlan.model_validate(plan_of(folder, weights="coco.pt", arms=arms))
+    found = [plan.pretrain_of(arm) for arm in plan.arms.values()]
+    assert [(each.lr, each.interpolate) for each in found] == [(3e-4, 0.5), (1e-3, 1.0), (0.01, 0.5)]
+
+
 def test_cells__seed_by_seed(folder: Path) -> None:
     plan = StudyPlan.model_validate(plan_of(folder, seeds=[0, 1]))
     assert [cell.seed for cell in cells_of(plan)] == [0, 0, 0, 1, 1, 1]
@@ -319,6 +327,47 @@ def test_study__weights_of_another_architecture_are_told_before_the_first_run(fo
     with pytest.raises(TrainingError, match=r"v8\.pt is of yolov8n, but the plan's model is yolo11n"):
         study(plan, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_study__weights_of_another_kind_are_told_before_the_first_run(folder: Path, tmp_path: Path, checkpoint: Path) -> None:
+    backbone = tmp_path / "backbone.pt"
+    save_checkpoint(backbone, replace(load_checkpoint(checkpoint), kind="backbone"))
+    for weights, arm, told in (
+        (backbone, {"start": "coco"}, "`weights` is to name a whole detector, but .* is a backbone"),
+        (
+            checkpoint,
+            {"start": "coco", "weights": str(checkpoint)},
+            "is a whole detector, which leaves nothing of `start: coco`",
+        ),
+    ):
+        plan = StudyPlan.model_validate(plan_of(folder, weights=str(weights), arms={"a": arm}))
+        with pytest.raises(TrainingError, match=told):
+            study(plan, tmp_path / "out")
+
+
+def test_init__self_supervision_from_other_weights_is_another_one(folder: Path, tmp_path: Path, checkpoint: Path) -> None:
+    other = tmp_path / "other.pt"
+    save_checkpoint(other, Checkpoint("yolo11n", ("x",), build_detector("yolo11n", ["x"], 9).state_dict(), 64))
+    for weights in (checkpoint, other):
+        study(
+            StudyPlan.model_validate(plan_of(folder, weights=str(weights), arms={"a": {"start": "coco", "ssl": True}})),
+            tmp_path / "out",
+        )
+        assert load_checkpoint(next((tmp_path / "out").glob("line/seed0/a-*/run/detector.pt"))).lineage["init_neck"]
+        shutil.rmtree(next((tmp_path / "out").glob("line/seed0/a-*")))  # no run has used them
+    assert len(list((tmp_path / "out").glob("line/seed0/_ssl-coco-*"))) == 2
+
+
+def test_study__a_damaged_image_of_the_second_set_is_told_before_the_first_run(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(folder, tmp_path / "other")
+    next((tmp_path / "other" / "images").iterdir()).write_bytes(b"")
+    monkeypatch.setattr(study_module, "_run", lambda *_: pytest.fail("ran"))
+    plan = plan_of(folder)
+    plan["sets"] = {**plan["sets"], "other": {**next(iter(plan["sets"].values())), "folder": str(tmp_path / "other")}}
+    with pytest.raises(SourceError, match=r"1 of \d+ labelled images are damaged: .* cannot be decoded"):
+        study(StudyPlan.model_validate(plan), tmp_path / "out")
 
 
 def test_study__a_label_of_the_second_set_is_told_before_the_first_run(

@@ -111,8 +111,12 @@ class Failing:
             raise TrainingError("a sentence; do this")
         if self.what == "mistaken":
             raise RuntimeError("a mistake of ours")
-        if self.what in ("killed", "ended"):
+        if self.what in ("killed", "ended", "we first", "we last"):
             time.sleep(0.3)  # PyTorch looks after its processes once all have begun; earlier it takes 5 s to notice
+            if self.what == "we first":
+                os.kill(os.getppid(), signal.SIGTERM)
+            if self.what == "we last":
+                subprocess.Popen(["/bin/sh", "-c", f"sleep 0.2; kill -TERM {os.getppid()}"])
             os.kill(os.getpid(), signal.SIGKILL if self.what == "killed" else signal.SIGTERM)
         if self.what == "memory":  # files of shared memory have a size like others
             resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
@@ -124,6 +128,10 @@ class Failing:
     [
         ("refused", r"^a sentence; do this$"),
         ("killed", r"^a process that makes views was killed \(DataLoader worker.*\); take fewer --workers .*--shm-size\)$"),
+        (
+            "ended",
+            r"^a process that makes views was killed \(DataLoader worker.*\); take fewer --workers",
+        ),  # earlyoom asks like that
         ("memory", r"^no shared memory for a batch \(.*\); take fewer --workers .*--shm-size\)$"),
     ],
 )
@@ -132,9 +140,14 @@ def test_loader__what_ends_a_process_is_one_sentence(frames: Snapshot, what: str
         list(ViewLoader(frames, Failing(what), LoaderSpec(7, 3, workers=2)).epoch(0))
 
 
-def test_loader__processes_that_are_asked_to_end_were_asked_with_us(frames: Snapshot) -> None:
-    with pytest.raises(SystemExit) as ended:
-        list(ViewLoader(frames, Failing("ended"), LoaderSpec(7, 3, workers=2)).epoch(0))
+@pytest.mark.parametrize("what", ["we first", "we last"])
+def test_loader__processes_that_are_asked_to_end_with_us_end_us(frames: Snapshot, what: str) -> None:
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        with pytest.raises(SystemExit) as ended:
+            list(ViewLoader(frames, Failing(what), LoaderSpec(7, 3, workers=1)).epoch(0))
+    finally:
+        signal.signal(signal.SIGTERM, before)
     assert ended.value.code == 143, "what SIGTERM to this process gives"
 
 
@@ -154,7 +167,7 @@ try:
 except KeyboardInterrupt:
     sys.exit(130)
 """
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
     assert (done.returncode, done.stderr) == (code, "")
 
 

@@ -40,7 +40,7 @@ def test_read_image__sixteen_bits_give_the_upper_eight(tmp_path: Path, suffix: s
     assert np.array_equal(read_image(tmp_path / f"a.{suffix}"), np.broadcast_to(COLOUR[..., :channels], COLOUR.shape))
 
 
-@pytest.mark.parametrize("bits", [10, 12, 14])
+@pytest.mark.parametrize("bits", [8, 10, 12, 14])
 def test_read_image__a_camera_with_fewer_bits_would_be_nearly_black(tmp_path: Path, bits: int) -> None:
     deep = np.linspace(0, 2**bits - 1, 2400).reshape(40, 60).astype(np.uint16)
     assert cv2.imwrite(str(tmp_path / "a.png"), deep)
