@@ -92,15 +92,22 @@ def killed_told() -> Iterator[None]:
         SystemExit: after SIGTERM, as if it had reached this process first.
     """
     try:
-        yield
-    except RuntimeError as error:
-        if "DataLoader worker (pid" not in f"{error}":  # one that met a mistake of ours tells its traceback
-            raise
-        if f"{signal.strsignal(signal.SIGTERM)}" in f"{error} {error.__cause__}":
-            if any(isinstance(each, SystemExit) for each in _behind(error)):  # we left already when PyTorch told
-                raise SystemExit(128 + signal.SIGTERM) from error
-            time.sleep(_OURS_WITHIN_S)  # our own SIGTERM ends this
-        raise TrainingError(f"a process that makes views was killed ({first_line(error)}); {_REMEDIES}") from error
+        try:
+            yield
+        except RuntimeError as error:
+            if "DataLoader worker (pid" not in f"{error}":  # one that met a mistake of ours tells its traceback
+                raise
+            if f"{signal.strsignal(signal.SIGTERM)}" in f"{error} {error.__cause__}":
+                if any(isinstance(each, SystemExit) for each in _behind(error)):  # we left already when PyTorch told
+                    raise SystemExit(128 + signal.SIGTERM) from error
+                time.sleep(_OURS_WITHIN_S)  # our own SIGTERM ends this
+            raise TrainingError(f"a process that makes views was killed ({first_line(error)}); {_REMEDIES}") from error
+    except SystemExit:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(
+                signal.SIGCHLD, signal.SIG_DFL
+            )  # that they end with us is no news, which would come out of our own end
+        raise
 
 
 def _behind(error: BaseException | None) -> Iterator[BaseException]:
