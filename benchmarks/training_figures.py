@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks.common import RESULTS, parts_told
-from edge.study_report import rows_of, table
+from edge.study_report import notes, rows_of, table, verdicts
 
 Figures = dict[str, Any]
 
@@ -33,8 +33,18 @@ def study_figures() -> list[str]:
             "",
             table(rows_of(found["records"])),
             "",
+            *[f"{told}\n" for told in (*verdicts(rows_of(found["records"])), *_missing(found), *notes(found["records"]))],
         ]
     return parts or ["Not run yet."]
+
+
+def _missing(found: Figures) -> list[str]:
+    """What of the plan was not run."""
+    plan = found["plan"]
+    each = len(plan["sets"]) * len(plan["fractions"]) * len(plan["seeds"])
+    run = {arm: sum(record["arm"] == arm for record in found["records"]) for arm in plan["arms"]}
+    told = ", ".join(f"{arm} {each - count} of {each}" for arm, count in run.items() if count < each)
+    return [f"Not run: {told}."] if told else []
 
 
 def _methods(found: Figures) -> list[str]:

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 CHECKPOINT_FORMAT = "edgeloop.checkpoint/1"
 HELD_OUT = "held_out_"  # lineage keys of a detector's accuracy on held-out labels
 DEFAULT_IMGSZ = 640
+_NO_WEIGHTS = (".onnx", ".engine", ".plan", ".yaml", ".yml", ".json", ".txt", ".jpg", ".png")
 _ANCHOR_HEAD = re.compile(r"model\.[1-9]\d*\.m\.0\.weight")
 
 
@@ -235,6 +236,8 @@ def read_tensors(path: Path) -> Any:
     if not path.is_file():
         kind = "is a folder, not a model" if path.is_dir() else "is no file"
         raise CheckpointError(f"no such checkpoint: {path} {kind}; train one with: edge finetune, or name a file of weights")
+    if path.suffix in _NO_WEIGHTS:
+        raise CheckpointError(f"{path} is no file of weights, by its name; name a .pt")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickle protocols; what cannot be read is told below

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 DETECTOR = "detector.pt"
 PSEUDO_LABELS = "pseudo_labels.json"
+LAST_LOOK = ("last_look_frames", "last_look_boxes")  # in the lineage: what the teacher looked at, and believed, last
 _LIGHT = "light.json"
 _MOSAIC = 4  # frames in a picture that the student sees
 _TOGETHER = 16  # frames that the teacher looks at, at most
@@ -208,6 +209,7 @@ def _train(request: FinetuneRequest) -> Finetuned:
     run = Run(request.out, {"detector": detector, "ema": ema.ema}, optimizer, Budget(request.epochs, request.lr), request.seed)
     run.start(_fingerprint(request, dataset, digest), resume=request.resume)
     if run.epoch == request.epochs and path.is_file():
+        sys.stderr.write(f"the run in {request.out} is finished; to train longer, start another with --init {path}\n")
         found = _evaluate(ema.ema, dataset, request) if dataset.val else None
         return Finetuned(path, found, run.extra.get("figures", []))
     if request.pool:
@@ -236,7 +238,7 @@ def _train(request: FinetuneRequest) -> Finetuned:
     measured = {f"{HELD_OUT}{name}": str(value) for name, value in found.as_dict().items()} if found else {}
     if request.pool:
         believed = Taught.read(request.out / PSEUDO_LABELS)
-        measured |= {"last_look_frames": str(believed.looked), "last_look_boxes": str(believed.boxes)}
+        measured |= dict(zip(LAST_LOOK, map(str, (believed.looked, believed.boxes)), strict=True))
     save_checkpoint(path, with_training(_checkpoint(ema.ema, dataset, request, {**lineage, **measured}), None))
     return Finetuned(path, found, run.extra.get("figures", []))
 

@@ -9,17 +9,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from converters.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from converters.checkpoint import Checkpoint, save_checkpoint
 from edge.collapse import FEWEST, refuse_collapse
-from edge.errors import TrainingError
+from edge.errors import StorageError, TrainingError
 from edge.injection import inject_all
 from edge.loader_processes import killed_told
 from edge.methods import Settings, build_method
 from edge.pretrain_request import PretrainRequest, check, remedies_of, settings_of, teacher_of
 from edge.processes import is_first, launched_fabric
-from edge.run_folder import LAST, run_folder
+from edge.run_folder import run_folder
 from edge.snapshot import Snapshot
-from edge.training import Awaited, Budget, Run, adamw, memory_told, refuse_other_settings, seed_everything, with_training
+from edge.training import (
+    Awaited,
+    Budget,
+    Run,
+    adamw,
+    last_of,
+    memory_told,
+    refuse_other_settings,
+    seed_everything,
+    with_training,
+)
 from edge.yolo import Part, build_detector, layers_of, part_keys, weight_average
 from runtime.progress import Progress
 
@@ -66,12 +76,15 @@ def _pretrained(request: PretrainRequest) -> Path:
     path = request.out / RESULT[request.part]
     if request.resume:
         budget = {"epochs": request.epochs, "lr": request.lr, "seed": request.seed}
-        training = load_checkpoint(request.out / LAST).training
+        training = last_of(request.out).training
         if training is not None:
             refuse_other_settings(request.out, training["fingerprint"], settings_of(request) | budget)
         if path.is_file() and training is not None and training["epoch"] == request.epochs:
             _forget_frames(request)
-            sys.stderr.write(f"the run in {request.out} is finished; to train longer, start another with --init {path}\n")
+            sys.stderr.write(
+                f"the run in {request.out} is finished; to train longer, start another with --init {path} --lr {request.lr:g} "
+                f"--interpolate {request.interpolate:g}\n"
+            )
             return path
     fabric = launched_fabric(request.precision)
     detector = build_detector(request.model, ["object"], request.seed)
@@ -94,7 +107,11 @@ def _pretrained(request: PretrainRequest) -> Path:
         Progress("pretrain", left, shown=is_first()) as progress,
     ):
         for _ in run.epochs(loader.steps):
-            figures = _Epoch(run, trained, loader, request).train(checkpoint, progress)
+            try:
+                figures = _Epoch(run, trained, loader, request).train(checkpoint, progress)
+            except StorageError:
+                run.save(checkpoint())
+                raise
             run.finish_epoch(checkpoint(), figures)
     for name in loader.damaged:
         sys.stderr.write(f"left out, damaged: {name}\n")

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from edge.errors import TrainingError
+from edge.errors import StorageError, TrainingError
 from edge.loader_processes import Made, batches_of
 from edge.methods import Views
 from edge.shards import Shard, ShardSet
@@ -103,7 +103,7 @@ class _EpochStream(torch.utils.data.IterableDataset[Made]):
             if passed < batches[reader]:
                 yield from self._batches(chosen[reader], reader, range(passed * size, batches[reader] * size))
         except EdgeloopError as error:
-            yield TrainingError(f"{error}")
+            yield StorageError(f"{error}") if isinstance(error, StorageError) else TrainingError(f"{error}")
 
     def _batches(self, shards: list[Shard], reader: int, positions: range) -> Iterator[Made]:
         """Of the frames at some positions of a reader's order; those before are passed over without being decoded."""

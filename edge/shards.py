@@ -16,7 +16,7 @@ from typing import IO, Any, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from edge.errors import TrainingError
+from edge.errors import StorageError, TrainingError
 from runtime.errors import EdgeloopError, MissingPackageError, first_line
 
 INDEX = "index.json"
@@ -88,7 +88,7 @@ class ShardSet:
         """Name and bytes of each frame of a shard, in its order; one that vanishes in the middle is asked for again.
 
         Raises:
-            TrainingError: it cannot be read to its end.
+            StorageError: it cannot be read to its end.
         """
         return _again(f"{self.url}/{shard.name}", lambda: self._stream(shard), "put it back", ", then go on with --resume")
 
@@ -152,8 +152,9 @@ def _again(url: str, items: Callable[[], Iterator[_Item]], missing: str, then: s
         then: what follows any remedy.
 
     Raises:
-        TrainingError: it broke too often, or asking again is no use.
+        TrainingError: it broke too often, or asking again is no use; a `StorageError` where something follows.
     """
+    broken = StorageError if then else TrainingError
     place = 0
     for attempt in range(_TRIES):
         try:
@@ -167,11 +168,11 @@ def _again(url: str, items: Callable[[], Iterator[_Item]], missing: str, then: s
             is_last = attempt == _TRIES - 1
             came_and_went = bool(then) and _is_gone(error)  # the index named it: it may come back
             if (told := _final(error, missing)) and (is_last or not came_and_went):
-                raise TrainingError(f"{url} cannot be read: {told}{then}") from error
+                raise broken(f"{url} cannot be read: {told}{then}") from error
             if is_last:
                 cut = ", or export the pool again if the file is cut" if isinstance(error, tarfile.TarError) else ""
-                raise TrainingError(
-                    f"{url} cannot be read: {first_line(error)}; see to storage and network{cut}{then}"
+                raise broken(
+                    f"{url} cannot be read: {first_line(error)} (asked {_TRIES} times); see to storage and network{cut}{then}"
                 ) from error
         time.sleep(_PAUSE_S * 2**attempt)
 

@@ -11,12 +11,14 @@ import hashlib
 import json
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from calibration.labels import grouped, load_dataset, split_dataset
+from converters.checkpoint import load_checkpoint
 from edge.errors import TrainingError
-from edge.finetune import FinetuneRequest, finetune
+from edge.finetune import LAST_LOOK, FinetuneRequest, finetune
 from edge.leaks import leaks_of
 from edge.pretrain import RESULT, pretrain
 from edge.pretrain_request import PretrainRequest
@@ -42,14 +44,9 @@ def study(plan: StudyPlan, out: Path) -> list[dict[str, Any]]:
         DataError, CheckpointError, TrainingError: as `pretrain` and `finetune` do.
     """
     plan.refuse_missing()
+    _refuse_labels(plan)
     out.mkdir(parents=True, exist_ok=True)
     same_plan(plan, out)
-    for (
-        name,
-        spec,
-    ) in plan.sets.items():  # a label that is no label, or shows nothing, is told before the first run and not in the middle
-        everything = load_dataset(_split(spec, out / name / f"seed{plan.seeds[0]}" / "_all", 0, plan.seeds[0]))
-        refuse_damaged([*everything.train, *everything.val], "labelled")
     if absent := [arm for arm in _COMPARED if arm not in plan.arms]:
         sys.stderr.write(f"without the arms {', '.join(absent)} the table compares less than docs/study.md's example does\n")
     cells = list(cells_of(plan))
@@ -58,11 +55,28 @@ def study(plan: StudyPlan, out: Path) -> list[dict[str, Any]]:
     for number, cell in enumerate(cells, 1):
         if cell not in records:
             sys.stderr.write(f"[{number}/{len(cells)}] {cell.name}\n")
-            records[cell] = _run(plan, cell, out)
+            try:
+                records[cell] = _run(plan, cell, out)
+            except (KeyboardInterrupt, SystemExit):
+                sys.stderr.write(f"\nthe study is {number - 1} of {len(cells)} runs; the same command goes on with it\n")
+                raise
             write_atomically(out / cell.name / _RESULT, (json.dumps(records[cell]) + "\n").encode())
             (out / cell.name / _RUN / LAST).unlink(missing_ok=True)  # optimizer states of many would fill the disk
             _write(cells, records, out)
     return [records[cell] for cell in cells]
+
+
+def _refuse_labels(plan: StudyPlan) -> None:
+    """A label that is no label, or a damaged image, is told before the first run and not in the middle.
+
+    Raises:
+        DataError, SourceError: there is one.
+    """
+    for spec in plan.sets.values():
+        with tempfile.TemporaryDirectory() as folder:
+            data = split_dataset(Path(spec.folder), Path(folder), spec.group, 0, spec.val, plan.seeds[0])
+            everything = load_dataset(data)
+        refuse_damaged([*everything.train, *everything.val], "labelled")
 
 
 def _records(out: Path) -> dict[Cell, dict[str, Any]]:
@@ -140,6 +154,7 @@ def _run(plan: StudyPlan, cell: Cell, out: Path) -> dict[str, Any]:
     if done.accuracy is None:
         raise TrainingError(f"{data} has no held-out images")
     found = done.accuracy.as_dict()
+    lineage = load_checkpoint(done.checkpoint).lineage
     return {
         "set": cell.set,
         "arm": cell.arm,
@@ -149,6 +164,7 @@ def _run(plan: StudyPlan, cell: Cell, out: Path) -> dict[str, Any]:
         "val": spec.val,
         "seconds": round(sum(line["seconds"] for line in done.curve), 1),
         "ssl_seconds": _seconds(init[-1].parent) if arm.ssl else 0.0,
+        **({key: int(lineage[key]) for key in LAST_LOOK} if arm.pool else {}),
         **found,
     }
 

@@ -114,6 +114,47 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
+def verdicts(rows: Sequence[Row]) -> list[str]:
+    """For each set, over its fractions: which arm comes out best, and whether self-supervision paid, from COCO and from scratch."""
+    told = []
+    for name in dict.fromkeys(row.set for row in rows):
+        own = [row for row in rows if row.set == name]
+        whole = [row for row in own if row.fraction is None] or own
+        rivals = [row for row in whole if row.arm not in (BASELINE, FLOOR) and not math.isnan(row.over_baseline[0])]
+        if not rivals:
+            continue
+        best = max(rivals, key=lambda row: row.over_baseline[0])
+        said = [
+            f"{name}: the best arm beside {BASELINE} is {best.arm}, {_against(best.over_baseline)} over {BASELINE} in mAP50-95"
+        ]
+        for arm, other, gauge in (
+            ("coco+ssl", BASELINE, [row.over_baseline for row in whole if row.arm == "coco+ssl"]),
+            ("ssl", FLOOR, [row.over_floor for row in whole if row.arm == "ssl"]),
+        ):
+            said += [f"{arm} {_against(each)} over {other}" for each in gauge if not math.isnan(each[0])]
+        told.append("; ".join(said) + ".")
+    return told
+
+
+def _against(gauge: Gauge) -> str:
+    mean, half = gauge
+    points = f"{100 * mean:+.1f} points"
+    if math.isnan(half):
+        return f"{points} (one seed)"
+    beyond = "beyond" if abs(mean) > half else "within"
+    return f"{points} ({beyond} its interval of ± {100 * half:.1f})"
+
+
+def notes(records: Records) -> list[str]:
+    """What the table cannot show: runs whose teacher believed nothing, so that they had labels alone."""
+    return [
+        f"{record['arm']} on {record['set']} with {100 * record['fraction']:g} %, seed {record['seed']}: the teacher believed no box "
+        "at its last look, so frames took no part then."
+        for record in records
+        if record.get("last_look_boxes") == 0
+    ]
+
+
 def _value(gauge: Gauge) -> str:
     mean, half = gauge
     return f"{mean:.3f}" + ("" if math.isnan(half) else f" ± {half:.3f}")

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from converters.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from converters.errors import CheckpointError
 from edge.errors import TrainingError
 from edge.processes import is_first
 from edge.run_folder import LAST, check_run_folder
@@ -97,7 +98,7 @@ class Run:
         self._fingerprint = {**fingerprint, "epochs": self.budget.epochs, "lr": self.budget.lr, "seed": self.seed}
         check_run_folder(self.out, resume=resume)
         if resume:
-            self._restore(load_checkpoint(self.out / LAST))
+            self._restore(last_of(self.out))
 
     def epochs(self, steps_per_epoch: int) -> Iterable[int]:
         """Yields the epochs that are left; the schedule is placed at the first of them."""
@@ -210,6 +211,18 @@ class Run:
             raise MissingPackageError("lightly", "train") from error
         total = self.budget.epochs * steps_per_epoch
         return CosineWarmupScheduler(self._optimizer, round(self.budget.warmup * total), total)  # type: ignore[no-any-return]
+
+
+def last_of(out: Path) -> Checkpoint:
+    """What a run saved last.
+
+    Raises:
+        TrainingError: it is damaged.
+    """
+    try:
+        return load_checkpoint(out / LAST)
+    except CheckpointError as error:
+        raise TrainingError(f"{out / LAST} is damaged, so this run cannot go on; start again in another --out") from error
 
 
 def refuse_other_settings(out: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:

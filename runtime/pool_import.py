@@ -12,7 +12,8 @@ from runtime.images import MOST_DAMAGED, decode_image
 from runtime.pool import Pool, Seen
 from runtime.progress import Progress
 
-_SHOWN = 3  # damaged images in a refusal
+_SHOWN = 10  # damaged images in a refusal
+_LOOKED = 200  # images before a refusal, so that it names what there is to mend
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +48,11 @@ def add_image_files(pool: Pool, paths: Sequence[Path], camera: str, began_wall_s
                 damaged.append(str(error))
             except PoolError as error:
                 raise PoolError(f"{error}; {added} of {len(paths)} were added and stay") from error
-            if len(damaged) > MOST_DAMAGED * len(paths):
+            looked = number + 1
+            if looked >= min(_LOOKED, len(paths)) and len(damaged) > MOST_DAMAGED * len(paths):
+                of = "the" if looked == len(paths) else "the first"
                 raise SourceError(
-                    f"{len(damaged)} of the first {number + 1} images are damaged: {'; '.join(damaged[:_SHOWN])}; mend or remove them "
+                    f"{len(damaged)} of {of} {looked} images are damaged: {'; '.join(damaged[:_SHOWN])}; mend or remove them "
                     "and start again, what was added stays"
                 )
             progress.advance(path.name)

@@ -159,9 +159,12 @@ def finetune(
     resume: Resume = False,
 ) -> None:
     """Fine-tunes a detector on few labels, with unlabeled frames beside them if there are some."""
+    from edge.errors import TrainingError
     from edge.finetune import FinetuneRequest
     from edge.finetune import finetune as start
 
+    if pool is None and (pool_ratio, burn_in) != (1.0, 0.5):
+        raise TrainingError("--pool-ratio and --burn-in say how --pool takes part; give it as well, or leave them out")
     request = FinetuneRequest(
         data, out, model=model, init=tuple(init or ()), imgsz=imgsz, batch=batch, epochs=epochs, lr=lr, seed=seed, freeze=freeze,
         layer_decay=layer_decay, precision=precision, eval_every=eval_every, resume=resume,
@@ -182,10 +185,11 @@ def study(
     """Runs a grid of training arms with equal budgets; writes a table with intervals and a plot."""
     from edge.study import study as start
     from edge.study_plan import load_plan
-    from edge.study_report import plot, rows_of, table
+    from edge.study_report import notes, plot, rows_of, table, verdicts
 
-    rows = rows_of(start(load_plan(plan), out))
-    told = table(rows)
+    records = start(load_plan(plan), out)
+    rows = rows_of(records)
+    told = "\n\n".join([table(rows), *verdicts(rows), *notes(records)])
     (out / "table.md").write_text(told + "\n", encoding="utf-8")
     plot(rows, out / "plot.svg")
     typer.echo(told)

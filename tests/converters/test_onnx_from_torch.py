@@ -96,6 +96,7 @@ def test_load_checkpoint__a_pickle_that_runs_code_is_refused(tmp_path: Path, cap
 
 def test_load_checkpoint__what_is_no_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "text.pt").write_text("this is text")
+    (tmp_path / "model.onnx").touch()
     torch.save({"format": "edgeloop.checkpoint/1"}, tmp_path / "bare.pt")
     torch.save([1, 2], tmp_path / "list.pt")
     torch.save({"format": "edgeloop.checkpoint/9", "state": {}}, tmp_path / "newer.pt")
@@ -104,7 +105,7 @@ def test_load_checkpoint__what_is_no_checkpoint(tmp_path: Path) -> None:
     odd["model.5.conv.weight"] = torch.zeros(3, 3, 3, 3)
     torch.save(odd, tmp_path / "odd.pt")
     for name, message in (
-        ("none.pt", "no such checkpoint"), ("text.pt", "plain tensors"),
+        ("none.pt", "no such checkpoint"), ("model.onnx", "is no file of weights, by its name; name a .pt"), ("text.pt", "plain tensors"),
         ("bare.pt", "incomplete checkpoint"), ("list.pt", "expected edgeloop.checkpoint/1"),
         ("newer.pt", "expected edgeloop.checkpoint/1"), ("other.pt", "no YOLO detection head"), ("odd.pt", "fits none of the known"),
     ):  # fmt: skip

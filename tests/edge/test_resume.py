@@ -131,6 +131,16 @@ def test_start__a_folder_of_the_other_command(pool_dir: Path, data: Path, tmp_pa
             start()
 
 
+@pytest.mark.parametrize("command", ["pretrain", "finetune"])
+def test_resume__from_a_damaged_file_is_no_use(pool_dir: Path, tmp_path: Path, data: Path, command: str) -> None:
+    (tmp_path / "last.pt").write_bytes(b"PK\x03\x04")
+    with pytest.raises(TrainingError, match=r"last\.pt is damaged, so this run cannot go on; start again in another --out"):
+        if command == "pretrain":
+            pretrain(pretrain_request(pool_dir, tmp_path, resume=True))
+        else:
+            finetune(finetune_request(data, tmp_path, resume=True))
+
+
 def test_run_folder__who_is_interrupted_is_told_what_to_do(
     pool_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -15,7 +15,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from edge.errors import TrainingError
+from edge.errors import StorageError, TrainingError
 from edge.methods.views import TwoViews, ViewSpec
 from edge.pretrain import pretrain
 from edge.pretrain_request import PretrainRequest
@@ -369,6 +369,23 @@ def test_s3__a_bucket_is_read_and_an_object_that_vanishes_is_a_clear_stop(shards
     fsspec.filesystem("s3").invalidate_cache()
     with pytest.raises(TrainingError, match=r"shard-000002\.tar cannot be read: .*--resume"):
         list(loader(url).epoch(0))
+
+
+def test_pretrain__a_shard_that_is_put_back_is_gone_on_with(shards: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(shards, tmp_path / "copy"))
+
+    def request(out: str, **changes: Any) -> PretrainRequest:
+        return PretrainRequest(Path(), tmp_path / out, imgsz=64, batch=8, epochs=1, shards=str(copy), **changes)
+
+    whole = pretrain(request("whole"))
+    for number in range(4):  # whichever comes first
+        shard = copy / f"shard-{number:06d}.tar"
+        data = shard.read_bytes()
+        shard.write_bytes(data[: len(data) // 2])
+        with pytest.raises(StorageError, match="then go on with --resume"):
+            pretrain(request(f"cut{number}"))
+        shard.write_bytes(data)
+        assert same_weights(whole, pretrain(request(f"cut{number}", resume=True)))
 
 
 def test_pretrain__from_shards_is_resumed_where_it_stopped(

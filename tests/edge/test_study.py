@@ -19,7 +19,7 @@ from edge.demo.scene import SimulatedScene
 from edge.errors import TrainingError
 from edge.study import _pool, _unlabeled, same_plan, study
 from edge.study_plan import SetPlan, StudyPlan, cells_of, load_plan
-from edge.study_report import mean_and_half, plot, rows_of, table
+from edge.study_report import mean_and_half, notes, plot, rows_of, table, verdicts
 from edge.training import Run
 from edge.yolo import build_detector
 from runtime.errors import EdgeloopError, SourceError
@@ -79,6 +79,21 @@ def test_rows_of__the_more_is_held_out_the_wider_the_interval() -> None:
     assert wide.map50_95[1] / usual.map50_95[1] == pytest.approx(math.sqrt((1 / 3 + 1) / (1 / 3 + 0.25)))
 
 
+def test_notes__whose_teacher_believed_nothing() -> None:
+    records = [{**RECORDS[0], "last_look_boxes": count} for count in (0, 3)]
+    (told,) = notes([*RECORDS, *records])
+    assert told.startswith("scratch on steel with 10 %, seed 0: the teacher believed no box")
+
+
+def test_verdicts__what_paid_and_what_did_not() -> None:
+    (told,) = verdicts(rows_of(RECORDS))
+    assert told.startswith("steel: the best arm beside coco is coco+ssl, +2.7 points (beyond its interval of ± 1.")
+    assert "; ssl +17.7 points (within its interval of ± " in told
+    assert told.endswith(" over scratch.")
+    assert "+3.0 points (one seed)" in verdicts(rows_of([record for record in RECORDS if record["seed"] == 0]))[0]
+    assert verdicts(rows_of([record for record in RECORDS if record["arm"] == "coco"])) == []
+
+
 def test_plot__draws_every_arm(tmp_path: Path) -> None:
     plot(rows_of([*RECORDS, *({**record, "fraction": 0.25} for record in RECORDS)]), tmp_path / "plot.svg")
     drawn = (tmp_path / "plot.svg").read_text()
@@ -117,6 +132,7 @@ def test_study__runs_what_is_missing_and_shares_what_is_the_same(
     path.write_text(yaml.safe_dump(plan_of(folder)))
     records = study(load_plan(path), out)
     assert [record["arm"] for record in records] == ["scratch", "ssl", "ssl+pool"]
+    assert [record.get("last_look_frames", 0) > 0 for record in records] == [False, False, True]
     assert all(0 <= record["map50_95"] <= 1 for record in records)
     pretrained = sorted(path.name for path in (out / "line" / "seed0").glob("_ssl-scratch-*"))
     assert len(pretrained) == 2
@@ -233,7 +249,7 @@ def test_pool__a_damaged_picture_among_many_is_left_out_and_named(tmp_path: Path
         assert len(pool) == 22
     assert f"left out: {paths[3]} cannot be decoded as an image (0 bytes)" in capsys.readouterr().err
     paths[4].write_bytes(b"")
-    with pytest.raises(SourceError, match="2 of the first 5 images are damaged"):
+    with pytest.raises(SourceError, match="2 of the 24 images are damaged"):
         _pool(tmp_path / "other" / "_pool", paths, paths[:1])
 
 
@@ -381,6 +397,7 @@ def test_study__a_label_of_the_second_set_is_told_before_the_first_run(
     plan["sets"] = {**plan["sets"], "other": {**next(iter(plan["sets"].values())), "folder": str(tmp_path / "other")}}
     with pytest.raises(DataError, match="class 77 is unknown"):
         study(StudyPlan.model_validate(plan), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_plan__of_the_documentation() -> None:
