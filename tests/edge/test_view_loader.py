@@ -166,6 +166,7 @@ from edge.snapshot import Snapshot
 from edge.view_loader import LoaderSpec, ViewLoader
 from tests.edge.test_view_loader import Later
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background of a shell
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 os.register_at_fork(after_in_parent=lambda: (os.kill(os.getpid(), signal.{asked}), sum(range(1000))))
 try:
