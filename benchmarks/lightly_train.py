@@ -2,9 +2,10 @@
 
 LightlyTrain (AGPL) lives in an environment of its own; EDGE_LIGHTLY_PYTHON names its interpreter. `rate` measures, each run
 a process; what starting costs is taken off by the difference of a longer and a shorter run. `weights` trains what a study's
-outside arm starts from: `{set}-{seed}.pt` for every pool of the study. Its settings are LightlyTrain's own but for three that
-are those of the arm beside it: size, epochs and batch; and pictures from 0 to 1, as a YOLO takes them: under its default,
-ImageNet's mean and deviation, what it learns does not fit the pictures that fine-tuning shows.
+outside arm starts from: `{set}-{seed}.pt` for every pool of the study. Its settings are LightlyTrain's own but for size, epochs
+and batch, which are those of the arm beside it; pictures from 0 to 1, as a YOLO takes them: under its default, ImageNet's mean
+and deviation, what it learns does not fit the pictures that fine-tuning shows; and AdamW at our rate: under its default, SGD at
+0.3 for 256 images and no clipping, a YOLO's weights grow by an order, and once became no numbers at all.
 """
 
 from __future__ import annotations
@@ -25,28 +26,35 @@ from calibration.labels import load_dataset
 MODEL, IMGSZ, BATCH = "yolo11n", 224, 64
 ROUNDS, SHORT, LONG = 3, 1, 4  # epochs
 FRAMES = 256
+LR = 1e-3  # of the studies' self-supervision
 STUDIES = {"neu_det": (10, 128, 64), "apple": (30, 224, 32), "deeppcb": (8, 256, 32)}  # epochs, side and batch
 FOLDER = WORK / "lightly-train"
 
 THEIRS = """
 import sys
 import lightly_train
-images, out, model, imgsz, batch, epochs, seed, precision = sys.argv[1:9]
+images, out, model, imgsz, batch, epochs, seed, precision, lr = sys.argv[1:10]
+optimizer = {"optim": "adamw", "optim_args": {"lr": float(lr) * 256 / int(batch)}} if lr else {}  # it scales by batch / 256
 if __name__ == "__main__":
     lightly_train.pretrain(
         out=out, data=images, model=f"ultralytics/{model}.yaml", method="simclr", epochs=int(epochs), batch_size=int(batch),
         devices=1, accelerator="cpu", precision=precision, seed=int(seed), overwrite=True,
         transform_args={"image_size": (int(imgsz), int(imgsz)), "normalize": {"mean": (0.0,) * 3, "std": (1.0,) * 3}},
+        **optimizer,
     )
 """
 
 
-def theirs(images: Path, out: Path, imgsz: int, batch: int, epochs: int, precision: str, seed: int = 0) -> float:
-    """Wall time in seconds of a run of LightlyTrain, which chooses its number of loader processes."""
+def theirs(
+    images: Path, out: Path, imgsz: int, batch: int, epochs: int, precision: str, seed: int = 0, lr: float | None = None
+) -> float:
+    """Wall time in seconds of a run of LightlyTrain, which chooses its number of loader processes, and its optimizer unless
+    AdamW's rate is given.
+    """
     python = os.environ.get("EDGE_LIGHTLY_PYTHON")
     if not python:
         raise SystemExit("EDGE_LIGHTLY_PYTHON names no interpreter that has lightly-train and ultralytics")
-    arguments = [images, out, MODEL, imgsz, batch, epochs, seed, precision]
+    arguments = [images, out, MODEL, imgsz, batch, epochs, seed, precision, lr or ""]
     return timed([python, "-c", THEIRS, *map(str, arguments)], {"LIGHTLY_TRAIN_EVENTS_DISABLED": "1"})
 
 
@@ -116,7 +124,7 @@ def weights(study: Path, precision: str) -> None:
         out = study / "lightly" / f"{name}-{seed}"
         result = out.with_name(f"{out.name}.pt")
         if not result.is_file():
-            theirs(pool / "frames", out, imgsz, batch, epochs, precision, seed)
+            theirs(pool / "frames", out, imgsz, batch, epochs, precision, seed, LR)
             shutil.copy(out / "exported_models" / "exported_last.pt", result)
             shutil.rmtree(out)
         sys.stderr.write(f"{result}\n")
