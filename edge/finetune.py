@@ -6,29 +6,30 @@ import hashlib
 import math
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from calibration.accuracy import Accuracy, evaluate
 from calibration.labels import Dataset, load_dataset
-from converters.checkpoint import HELD_OUT, Checkpoint, detector_from_checkpoint, save_checkpoint
+from converters.checkpoint import HELD_OUT, Checkpoint, save_checkpoint
 from edge.errors import TrainingError
-from edge.fused_looks import fused_looks
+from edge.finetune_request import FinetuneRequest, check
 from edge.injection import inject_all
 from edge.loader_processes import killed_told, signals_wait, without_advice
 from edge.pool_light import PoolLight
-from edge.processes import Precision, detection_loss, launched_fabric, several
+from edge.pool_teacher import LABELS, PSEUDO_LABELS, PoolTeacher
+from edge.processes import detection_loss, launched_fabric
 from edge.run_folder import run_folder
-from edge.self_training import Look, Pupils, Taught
+from edge.self_training import Taught
 from edge.snapshot import Snapshot
-from edge.torch_detector import batch_detector, torch_detector
+from edge.torch_detector import torch_detector
 from edge.training import Budget, Run, adamw, memory_told, seed_everything, train_epoch, with_training
 from edge.training_images import BatchSpec, TrainingImage, refuse_damaged, training_loader, whole_images
 from edge.yolo import build_detector, family_of, layers_of, weight_average
 from runtime.files import sha256_of_file
-from runtime.preprocess import STRIDE, Preprocess
+from runtime.preprocess import Preprocess
 from runtime.progress import Progress
 
 if TYPE_CHECKING:
@@ -38,71 +39,12 @@ if TYPE_CHECKING:
 
 
 DETECTOR = "detector.pt"
-PSEUDO_LABELS = "pseudo_labels.json"
 LAST_LOOK = ("last_look_frames", "last_look_boxes")  # in the lineage: what the teacher looked at, and believed, last
 _LIGHT = "light.json"
-_MOSAIC = 4  # frames in a picture that the student sees
-_TOGETHER = 16  # frames that the teacher looks at, at most
-_LOOKS = 4  # of the teacher, evenly over the epochs that frames take part in
 _WEIGHT_DECAY = 5e-4
 _REMEDIES = "lower it or --imgsz, give --activation-checkpointing, or take a smaller --model"
 _FRAMES_STREAM = 500_009  # keeps the order of frames apart from that of labels
 _PLAIN_SHARE = 0.2  # of the epochs, at the end, without mosaic: the model then sees pictures as the camera gives them
-
-
-@dataclass(frozen=True, slots=True)
-class FinetuneRequest:
-    """A fine-tuning run.
-
-    Attributes:
-        data: data.yaml with `train` and `val`.
-        out: run folder; `detector.pt` appears there.
-        model: architecture.
-        init: weights to start from, in the order they are injected (a detector, then a backbone); none = scratch.
-        imgsz: side of the square input in pixels.
-        batch, epochs, lr, seed: the usual.
-        freeze: share of the epochs, from the first on, in which the backbone stays as it is, whole epochs, rounded
-            up; 1 trains neck and head only.
-        layer_decay: learning rate of a layer over that of the one behind it, 1 for the same in all: layers near the input
-            hold what all pictures have in common, and few labels would spoil it (as in BEiT, arXiv 2106.08254).
-        precision: of the arithmetic, as Lightning Fabric names it.
-        eval_every: epochs between looks at the held-out images; 0 for the last epoch only.
-        confidence: threshold that F1 is told at.
-        light_pool: a pool whose light half of the labelled images are given; None leaves them as they are.
-        until_s: of both pools, frames captured up to this Unix time; None for all.
-        pool: unlabeled frames that take part, see `edge.self_training`; None for labels alone.
-        pool_ratio: such frames in a step for each labelled image in it, above 0.
-        burn_in: share of the epochs with labels alone before, between 0 and 1.
-        upright: scenes have an up and a down, so the teacher does not look at frames upside down.
-        resume: go on with the run in `out`.
-        workers: processes that augment images; what they draw depends on how many they are.
-        activation_checkpointing: compute activations twice instead of keeping them; the weights come out the same.
-    """
-
-    data: Path
-    out: Path
-    _: KW_ONLY
-    model: str = "yolo11n"
-    init: tuple[Path, ...] = ()
-    imgsz: int = 640
-    batch: int = 16
-    epochs: int = 50
-    lr: float = 1e-3
-    seed: int = 0
-    freeze: float = 0.0
-    layer_decay: float = 1.0
-    precision: Precision = "32-true"
-    eval_every: int = 0
-    confidence: float = 0.25
-    light_pool: Path | None = None
-    until_s: float | None = None
-    resume: bool = False
-    pool: Path | None = None
-    pool_ratio: float = 1.0
-    burn_in: float = 0.5
-    upright: bool = False
-    activation_checkpointing: bool = False
-    workers: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +70,7 @@ def finetune(request: FinetuneRequest) -> Finetuned:
         CheckpointError: weights of another architecture.
         TrainingError: nothing to resume, a folder in use, a loss that is not finite.
     """
-    _check(request)
+    check(request)
     with run_folder(request.out, resume=request.resume):
         if not request.resume:
             for name in (PSEUDO_LABELS, _LIGHT):  # of a run that was cut before its first saving
@@ -139,49 +81,6 @@ def finetune(request: FinetuneRequest) -> Finetuned:
         if request.pool:
             Snapshot.remove(request.out)
         return done
-
-
-def _alone(request: FinetuneRequest) -> int:
-    """Epochs with labels alone in a run with a pool; there is one at least, and one after them."""
-    return min(request.epochs - 1, max(1, round(request.burn_in * request.epochs)))
-
-
-def _looks(request: FinetuneRequest) -> list[int]:
-    """The epochs before which the average looks at frames."""
-    alone = _alone(request)
-    turns = min(_LOOKS, request.epochs - alone)
-    return [alone + turn * (request.epochs - alone) // turns for turn in range(turns)]
-
-
-class _Teacher:
-    """What the average of the weights makes of the pool, look by look; kept for a run that is resumed."""
-
-    def __init__(self, dataset: Dataset, request: FinetuneRequest) -> None:
-        self._dataset, self._request = dataset, request
-        self._path = request.out / PSEUDO_LABELS
-        self._pupils: Pupils | None = None
-
-    def taught(self, average: Checkpoint, epoch: int) -> Taught:
-        """Of as many frames as the steps until the next look have room for, mosaics counted."""
-        request, dataset = self._request, self._dataset
-        if self._path.is_file() and (kept := Taught.read(self._path)).epoch == epoch:  # the run was cut
-            return kept
-        self._pupils = self._pupils or Pupils(Snapshot(request.out), dataset.train, dataset.val, len(dataset.names))
-        teacher = detector_from_checkpoint(average).to(launched_fabric().device)
-        detect = fused_looks(batch_detector(teacher, Preprocess((request.imgsz, request.imgsz))), upright=request.upright)
-        until = min((each for each in _looks(request) if each > epoch), default=request.epochs)
-        steps = (until - epoch) * _steps(len(dataset.train), request.batch)
-        look = Look(epoch, _MOSAIC * _frames_a_step(request) * steps, min(request.batch, _TOGETHER), request.seed)
-        taught = self._pupils.taught(detect, look)
-        taught.write(self._path)
-        sys.stderr.write(f"the average so far believes {taught.boxes} boxes in {taught.looked} frames of the pool\n")
-        if not taught.images:
-            sys.stderr.write("no frame is left to learn from, so the steps that follow have labels alone\n")
-        return taught
-
-
-def _frames_a_step(request: FinetuneRequest) -> int:
-    return max(1, round(request.pool_ratio * request.batch))
 
 
 def _train(request: FinetuneRequest) -> Finetuned:
@@ -195,12 +94,13 @@ def _train(request: FinetuneRequest) -> Finetuned:
     if both := {item.path.resolve() for item in dataset.train} & {item.path.resolve() for item in dataset.val}:
         sys.stderr.write(f"{len(both)} held-out images are trained on as well: every figure will be too good; see edge split\n")
     digest = data_digest(dataset)
+    teacher = PoolTeacher(dataset, digest, request)
     fabric = launched_fabric(request.precision)
     detector = build_detector(request.model, dataset.names, request.seed)
     lineage = {**inject_all(detector, request.init, request.model).lineage, **_lineage(request, dataset, digest)}
     detector.to(device=fabric.device, memory_format=torch.channels_last)
     optimizer = adamw(_rates(detector, request), _WEIGHT_DECAY)
-    steps_an_epoch = _steps(len(dataset.train), request.batch)
+    steps_an_epoch = request.steps(len(dataset.train))
     ema = weight_average(detector, request.epochs * steps_an_epoch)
     if request.activation_checkpointing:
         from edge.activation_checkpointing import checkpoint_activations
@@ -214,13 +114,12 @@ def _train(request: FinetuneRequest) -> Finetuned:
         return Finetuned(path, found, run.extra.get("figures", []))
     if request.pool:
         Snapshot(request.out)  # frames that are gone are told now, not when their turn comes
-    teacher, looked = _Teacher(dataset, request), -1
-    loaders, found = _Loaders(dataset.names, labels, (), request), None
+    loaders, looked, found = _Loaders(dataset.names, labels, (), request), -1, None
     left = (request.epochs - run.epoch) * steps_an_epoch
     with memory_told(request.batch, _REMEDIES), killed_told(), Progress("finetune", left) as progress:
         ema.updates = run.epoch * steps_an_epoch
         for epoch in run.epochs(steps_an_epoch):
-            look = max((each for each in _looks(request) if each <= epoch), default=-1) if request.pool else -1
+            look = max((each for each in request.looks if each <= epoch), default=-1)
             if look > looked:
                 average = _checkpoint(ema.ema, dataset, request, lineage)
                 if look == epoch:
@@ -228,7 +127,9 @@ def _train(request: FinetuneRequest) -> Finetuned:
                 loaders, looked = _Loaders(dataset.names, labels, teacher.taught(average, look).images, request), look
                 seed_everything(request.seed, epoch)  # as in a run that was cut and reads what was believed
             _train_mode(detector, request, epoch)
-            figures = train_epoch(run, loaders.of(epoch), _loss(detector, fabric), partial(ema.update, detector), progress)
+            figures = train_epoch(
+                run, loaders.of(epoch), _loss(detector, fabric, request), partial(ema.update, detector), progress
+            )
             if _is_due(epoch, request) and dataset.val:
                 found = _evaluate(ema.ema, dataset, request)
                 figures |= {"map50_95": found.map50_95, "f1": found.f1}
@@ -243,26 +144,9 @@ def _train(request: FinetuneRequest) -> Finetuned:
     return Finetuned(path, found, run.extra.get("figures", []))
 
 
-def _steps(labels: int, batch: int) -> int:
-    """In an epoch, which is a pass over the labels; frames beside them make it no longer."""
-    return max(1, labels // batch)
-
-
-def _check(request: FinetuneRequest) -> None:
-    """Whether the run can start, before the data is read and long before the first checkpoint."""
-    if request.imgsz % STRIDE:
-        raise TrainingError(
-            f"--imgsz must be a multiple of {STRIDE}, but got {request.imgsz}; try {-(-request.imgsz // STRIDE) * STRIDE}"
-        )
-    if several():
-        raise TrainingError("fine-tuning runs in one process; start it without torchrun")
-    if request.pool and request.epochs == 1:
-        raise TrainingError("--pool needs 2 epochs or more, since labels alone come first; raise --epochs")
-
-
 def _lineage(request: FinetuneRequest, dataset: Dataset, digest: str) -> dict[str, str]:
     return {
-        "labels_sha256": digest,
+        LABELS: digest,
         "labels": str(len(dataset.train)),
         "finetune_epochs": str(request.epochs),
         "finetune_seed": str(request.seed),
@@ -271,13 +155,14 @@ def _lineage(request: FinetuneRequest, dataset: Dataset, digest: str) -> dict[st
 
 def _fingerprint(request: FinetuneRequest, dataset: Dataset, digest: str) -> dict[str, str | float]:
     """What must be the same for a resumed run to be the run that was interrupted."""
+    taught = f"by {sha256_of_file(request.teacher)[:12]}" if request.teacher else f"{len(request.looks)} looks"
     return {
         "model": request.model, "data": digest, "names": ", ".join(dataset.names), "imgsz": request.imgsz, "batch": request.batch,
         "init": ", ".join(sha256_of_file(path)[:12] for path in request.init), "freeze": request.freeze,
         "layer_decay": request.layer_decay, "precision": request.precision, "workers": request.workers,
         # Which frames those are is in the run folder, whatever has become of the pool.
         "light_pool": request.light_pool is not None,
-        "pool": f"× {request.pool_ratio} from {request.burn_in}, upright {request.upright}, {_LOOKS} looks" if request.pool else "",
+        "pool": f"× {request.pool_ratio} from {request.share_alone}, upright {request.upright}, {taught}" if request.pool else "",
     }  # fmt: skip
 
 
@@ -290,8 +175,8 @@ class _Loaders:
         self._request = request
         light = request.light_pool
         relight = PoolLight.kept(request.out / _LIGHT, light, request.until_s, request.seed) if light else None
-        steps = _steps(len(labels), request.batch)
-        parts = [(labels, request.batch, None), (frames, _frames_a_step(request), steps)]
+        steps = request.steps(len(labels))
+        parts = [(labels, request.batch, None), (frames, request.frames_a_step, steps)]
         self._loaders = {
             mosaic: [
                 training_loader(
@@ -332,8 +217,12 @@ def _train_mode(detector: DetectionModel, request: FinetuneRequest, epoch: int) 
         layer.train(not frozen)  # frozen weights with moving batch-norm statistics would not be frozen
 
 
-def _loss(detector: DetectionModel, fabric: Fabric) -> Callable[[tuple[Mapping[str, torch.Tensor], ...]], torch.Tensor]:
-    """Of labels, and of frames beside them what is where, but not where it ends (Unbiased Teacher, section 3.2)."""
+def _loss(
+    detector: DetectionModel, fabric: Fabric, request: FinetuneRequest
+) -> Callable[[tuple[Mapping[str, torch.Tensor], ...]], torch.Tensor]:
+    """Of labels, and of frames beside them; of those not where an object ends, unless a teacher that was given tells it: a run
+    would hand its own wrong sides on (Unbiased Teacher, section 3.2).
+    """
     import torch
 
     def loss_of(parts: tuple[Mapping[str, torch.Tensor], ...]) -> torch.Tensor:
@@ -341,7 +230,9 @@ def _loss(detector: DetectionModel, fabric: Fabric) -> Callable[[tuple[Mapping[s
         for number, made in enumerate(parts):
             batch = fabric.to_device(made)
             images = batch["img"].contiguous(memory_format=torch.channels_last).float() / 255
-            losses.append(detection_loss(detector, {**batch, "img": images}, fabric, boxes=number == 0))
+            losses.append(
+                detection_loss(detector, {**batch, "img": images}, fabric, boxes=not number or request.teacher is not None)
+            )
         return torch.stack(losses).sum()
 
     return loss_of

@@ -12,13 +12,15 @@ import json
 import shutil
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from calibration.labels import grouped, load_dataset, split_dataset
-from converters.checkpoint import load_checkpoint
+from converters.checkpoint import HELD_OUT, load_checkpoint
 from edge.errors import TrainingError
-from edge.finetune import LAST_LOOK, FinetuneRequest, finetune
+from edge.finetune import DETECTOR, LAST_LOOK, finetune
+from edge.finetune_request import FinetuneRequest
 from edge.leaks import leaks_of
 from edge.pretrain import RESULT, pretrain
 from edge.pretrain_request import PretrainRequest
@@ -120,7 +122,7 @@ def same_plan(plan: StudyPlan, out: Path) -> None:
 def _as_now(arm: dict[str, Any], weights: str | None) -> dict[str, Any]:
     """A resolved arm of an earlier version, which did not know all settings: those were off; the plan's weights stood apart."""
     ssl = PretrainPlan.model_validate({"interpolate": 1.0, **arm["ssl"]}).model_dump() if arm["ssl"] else arm["ssl"]
-    return {"from": weights if arm["start"] == "coco" else None, **arm, "ssl": ssl}
+    return {"from": weights if arm["start"] == "coco" else None, "teacher": None, **arm, "ssl": ssl}
 
 
 def _forget(arm: str, out: Path) -> None:
@@ -143,14 +145,16 @@ def _run(plan: StudyPlan, cell: Cell, out: Path) -> dict[str, Any]:
     fewest = 2 if any(each.pool for each in plan.arms.values()) else 1  # the same for all arms
     epochs = max(fewest, round(plan.finetune.steps / steps_per_epoch))
     run = out / cell.name / _RUN
-    done = finetune(
-        FinetuneRequest(
-            data, run, model=plan.model, init=init, imgsz=plan.imgsz, batch=plan.finetune.batch, epochs=epochs,
-            lr=plan.finetune.lr, seed=cell.seed, resume=(run / LAST).is_file(), pool=pool if arm.pool else None,
-            pool_ratio=plan.finetune.pool_ratio, burn_in=plan.finetune.burn_in, upright=plan.pretrain.upright, freeze=plan.finetune.freeze,
-            layer_decay=plan.finetune.layer_decay, precision=plan.finetune.precision,
-        )
+    request = FinetuneRequest(
+        data, run, model=plan.model, init=init, imgsz=plan.imgsz, batch=plan.finetune.batch, epochs=epochs, lr=plan.finetune.lr,
+        seed=cell.seed, freeze=plan.finetune.freeze, layer_decay=plan.finetune.layer_decay, precision=plan.finetune.precision,
+        upright=plan.pretrain.upright, resume=(run / LAST).is_file(),
     )  # fmt: skip
+    taught = _taught(plan, arm, request, home / f"_teacher-{cell.fraction:g}")
+    if arm.pool:
+        burn_in = None if taught else plan.finetune.burn_in
+        request = replace(request, pool=pool, pool_ratio=plan.finetune.pool_ratio, burn_in=burn_in, teacher=taught)
+    done = finetune(request)
     if done.accuracy is None:
         raise TrainingError(f"{data} has no held-out images")
     found = done.accuracy.as_dict()
@@ -165,7 +169,32 @@ def _run(plan: StudyPlan, cell: Cell, out: Path) -> dict[str, Any]:
         "seconds": round(sum(line["seconds"] for line in done.curve), 1),
         "ssl_seconds": _seconds(init[-1].parent) if arm.ssl else 0.0,
         **({key: int(lineage[key]) for key in LAST_LOOK} if arm.pool else {}),
+        **(_of_teacher(taught) if taught else {}),
         **found,
+    }
+
+
+def _taught(plan: StudyPlan, arm: Arm, student: FinetuneRequest, home: Path) -> Path | None:
+    """The arm's teacher, fine-tuned on the labels of its student and as long; shared by arms with the same one."""
+    teacher = plan.teacher_of(arm)
+    if teacher is None:
+        return None
+    start = Path(str(teacher.weights))
+    settings = teacher.model_dump_json(exclude={"weights"}) + sha256_of_file(start)
+    run = home.with_name(f"{home.name}-{hashlib.sha256(settings.encode()).hexdigest()[:8]}")
+    if not (run / DETECTOR).is_file():
+        resume = (run / LAST).is_file()
+        finetune(replace(student, out=run, model=str(teacher.model), init=(start,), imgsz=teacher.imgsz, resume=resume))
+    (run / LAST).unlink(missing_ok=True)
+    return run / DETECTOR
+
+
+def _of_teacher(path: Path) -> dict[str, float]:
+    """What it cost, and its own accuracy on the held-out images."""
+    lineage = load_checkpoint(path).lineage
+    return {
+        "teacher_seconds": _seconds(path.parent),
+        **{f"teacher_{key}": float(lineage[HELD_OUT + key]) for key in ("map50_95", "f1")},
     }
 
 

@@ -102,6 +102,20 @@ class SetPlan(_Strict):
     val: float = Field(default=0.2, gt=0, le=0.9)
 
 
+class TeacherPlan(_Strict):
+    """A detector that is fine-tuned on an arm's labels, as long as the arms are, to label the pool for it.
+
+    Attributes:
+        imgsz: side of its pictures.
+        model: architecture; None for the study's.
+        weights: that it starts from; None for the study's, which are of the study's model.
+    """
+
+    imgsz: Side
+    model: str | None = None
+    weights: str | None = None
+
+
 class Arm(_Strict):
     """How a detector comes to be.
 
@@ -109,12 +123,14 @@ class Arm(_Strict):
         start: `scratch`, or `coco` for the study's weights.
         ssl: pretrained on the pool before; a mapping replaces what `pretrain` says.
         pool: the pool takes part in fine-tuning.
+        teacher: who labels the pool; None for the run's own average.
         weights: a checkpoint made elsewhere, `{set}` and `{seed}` filled in.
     """
 
     start: Literal["scratch", "coco"] = "scratch"
     ssl: bool | dict[str, Any] = False
     pool: bool = False
+    teacher: TeacherPlan | None = None
     weights: str | None = None
 
 
@@ -141,12 +157,17 @@ class StudyPlan(_Strict):
                     self.pretrain_of(arm)
                 except ValidationError as error:
                     raise ValueError(f"arms.{name}.ssl: {_problems(error)}") from error
+            if teacher := self.teacher_of(arm):
+                _refuse_unknown(str(teacher.model))
+                if not arm.pool:
+                    raise ValueError(f"arm {name} has a `teacher` that labels nothing; add `pool: true`")
+                if teacher.weights is None:
+                    raise ValueError(f"the teacher of arm {name} starts from nothing; name its `weights`")
             if arm.ssl and arm.weights:
                 raise ValueError(f"arm {name} has both `ssl` and `weights`; it can have one")
         if len(set(self.seeds)) < len(self.seeds) or len(set(self.fractions)) < len(self.fractions):
             raise ValueError("a seed or a fraction is named twice")
-        if self.model not in MODEL_NAMES:
-            raise ValueError(f"unknown model {self.model!r}; known are {', '.join(MODEL_NAMES)}")
+        _refuse_unknown(self.model)
         return self
 
     def weights_of(self, arm: Arm, name: str, seed: int) -> Path:
@@ -160,6 +181,7 @@ class StudyPlan(_Strict):
         for name, arm in self.arms.items():
             plain["arms"][name]["ssl"] = self.pretrain_of(arm).model_dump() if arm.ssl else False
             plain["arms"][name]["from"] = self.weights if arm.start == "coco" else None
+            plain["arms"][name]["teacher"] = teacher.model_dump() if (teacher := self.teacher_of(arm)) else None
         return plain
 
     def refuse_missing(self) -> None:
@@ -170,22 +192,23 @@ class StudyPlan(_Strict):
             CheckpointError: weights that cannot be read.
             DataError: a group that does not fit the names.
         """
-        wanted = [Path(self.weights)] if self.weights else []
+        wanted = {Path(self.weights): self.model} if self.weights else {}
+        wanted |= {Path(str(each.weights)): str(each.model) for each in map(self.teacher_of, self.arms.values()) if each}
         teachers = [
             Path(plan.teacher) for plan in (self.pretrain_of(arm) for arm in self.arms.values() if arm.ssl) if plan.teacher
         ]
         replacing: set[Path] = set()  # what `start: coco` gave
         for arm in self.arms.values():
             paths = [self.weights_of(arm, name, seed) for name in self.sets for seed in self.seeds if arm.weights]
-            wanted += paths
+            wanted |= dict.fromkeys(paths, self.model)
             replacing |= set(paths) if arm.start == "coco" else set()
         missing = [str(path) for path in [*wanted, *teachers] if not path.is_file()]
         if missing:
             raise TrainingError(f"no such checkpoint: {', '.join(missing)}; correct the plan")
-        for path in wanted:
+        for path, model in wanted.items():
             found = load_checkpoint(path)
-            if found.model != self.model:
-                raise TrainingError(f"{path} is of {found.model}, but the plan's model is {self.model}; correct one of them")
+            if found.model != model:
+                raise TrainingError(f"{path} is of {found.model}, but the plan's model is {model}; correct one of them")
             if self.weights and path == Path(self.weights) and found.kind != "detector":
                 raise TrainingError(f"`weights` is to name a whole detector, but {path} is a {found.kind}; give it to an arm")
             if found.kind == "detector" and path in replacing:
@@ -197,6 +220,14 @@ class StudyPlan(_Strict):
             if spec.unlabeled is not None:
                 grouped(list_images(Path(spec.unlabeled)), spec.group)
 
+    def teacher_of(self, arm: Arm) -> TeacherPlan | None:
+        """The arm's teacher with its model and weights, those of the study where it names none."""
+        if arm.teacher is None:
+            return None
+        model = arm.teacher.model or self.model
+        usual = self.weights if model == self.model else None
+        return arm.teacher.model_copy(update={"model": model, "weights": arm.teacher.weights or usual})
+
     def pretrain_of(self, arm: Arm) -> PretrainPlan:
         """The arm's own self-supervision; part, teacher and anchor are not handed to another method. What nobody named is as in
         `edge pretrain`.
@@ -207,6 +238,11 @@ class StudyPlan(_Strict):
         kept = self.pretrain.model_dump(exclude=own if other else None, exclude_unset=True)
         usual = dict(zip(("lr", "interpolate"), usual_of(from_detector=arm.start == "coco"), strict=True))
         return PretrainPlan.model_validate({**usual, **kept, **changes})
+
+
+def _refuse_unknown(model: str) -> None:
+    if model not in MODEL_NAMES:
+        raise ValueError(f"unknown model {model!r}; known are {', '.join(MODEL_NAMES)}")
 
 
 @dataclass(frozen=True, slots=True)

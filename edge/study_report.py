@@ -146,13 +146,26 @@ def _against(gauge: Gauge) -> str:
 
 
 def notes(records: Records) -> list[str]:
-    """What the table cannot show: runs whose teacher believed nothing, so that they had labels alone."""
-    return [
+    """What the table cannot show: how good teachers are, and runs whose teacher believed nothing, so that they had labels alone."""
+    taught: dict[tuple[str, str], Records] = {}
+    for record in records:
+        if "teacher_map50_95" in record:
+            key = record["arm"], record["set"]
+            taught[key] = [*taught.get(key, ()), record]
+    return [_of_teachers(*key, own) for key, own in taught.items()] + [
         f"{record['arm']} on {record['set']} with {100 * record['fraction']:g} %, seed {record['seed']}: the teacher believed no box "
         "at its last look, so frames took no part then."
         for record in records
         if record.get("last_look_boxes") == 0
     ]
+
+
+def _of_teachers(arm: str, name: str, records: Records) -> str:
+    shares = sorted({record["fraction"] for record in records})
+    means = [np.mean([record["teacher_map50_95"] for record in records if record["fraction"] == share]) for share in shares]
+    told = ", ".join(f"{mean:.3f} with {100 * share:g} %" for mean, share in zip(means, shares, strict=True))
+    cost = np.mean([record["teacher_seconds"] for record in records])
+    return f"The teachers of {arm} on {name} have mAP50-95 {told} of the labels, and cost {cost:.0f} s in the mean."
 
 
 def _value(gauge: Gauge) -> str:

@@ -152,7 +152,18 @@ def finetune(
     activation_checkpointing: ActivationCheckpointing = False,
     pool: Annotated[Optional[Path], typer.Option(help="Unlabeled frames that take part (self-training).")] = None,
     pool_ratio: Annotated[float, typer.Option(min=0.1, max=16, help="Such frames in a step for each labelled image.")] = 1.0,
-    burn_in: Annotated[float, typer.Option(min=0.05, max=0.95, help="Share of the epochs with labels alone before.")] = 0.5,
+    burn_in: Annotated[
+        Optional[float],
+        typer.Option(
+            min=0, max=0.95, help="Share of the epochs with labels alone before; left out: 0.5, and 0 with --teacher."
+        ),
+    ] = None,
+    teacher: Annotated[
+        Optional[Path],
+        typer.Option(
+            help="Who labels --pool: a detector tuned on the same labels, larger or at a larger --imgsz; left out: the run itself."
+        ),
+    ] = None,
     upright: Upright = False,
     workers: Workers = 0,
     seed: Seed = 0,
@@ -160,15 +171,18 @@ def finetune(
 ) -> None:
     """Fine-tunes a detector on few labels, with unlabeled frames beside them if there are some."""
     from edge.errors import TrainingError
-    from edge.finetune import FinetuneRequest
     from edge.finetune import finetune as start
+    from edge.finetune_request import FinetuneRequest
 
-    if pool is None and (pool_ratio, burn_in) != (1.0, 0.5):
-        raise TrainingError("--pool-ratio and --burn-in say how --pool takes part; give it as well, or leave them out")
+    if pool is None and (pool_ratio, burn_in, teacher) != (1.0, None, None):
+        raise TrainingError(
+            "--teacher, --pool-ratio and --burn-in say how --pool takes part; give it as well, or leave them out"
+        )
     request = FinetuneRequest(
         data, out, model=model, init=tuple(init or ()), imgsz=imgsz, batch=batch, epochs=epochs, lr=lr, seed=seed, freeze=freeze,
         layer_decay=layer_decay, precision=precision, eval_every=eval_every, resume=resume,
-        pool=pool, pool_ratio=pool_ratio, burn_in=burn_in, upright=upright, activation_checkpointing=activation_checkpointing, workers=workers,
+        pool=pool, pool_ratio=pool_ratio, burn_in=burn_in, teacher=teacher, upright=upright,
+        activation_checkpointing=activation_checkpointing, workers=workers,
     )  # fmt: skip
     done = start(request)
     if done.accuracy:

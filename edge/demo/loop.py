@@ -21,7 +21,8 @@ from edge.demo.camera import LiveDaemon, Record
 from edge.demo.report import Story, summary_table, write_report
 from edge.demo.scene import POOL_FRAMES, FolderScene, Scene, SimulatedScene
 from edge.doctor import machine_facts
-from edge.finetune import Finetuned, FinetuneRequest, finetune
+from edge.finetune import Finetuned, finetune
+from edge.finetune_request import FinetuneRequest
 from edge.pretrain import pretrain
 from edge.pretrain_request import PretrainRequest
 from edge.refresh.steps import RefreshRequest, refresh

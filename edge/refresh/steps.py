@@ -17,7 +17,8 @@ from converters.convert import convert_into, to_stderr
 from converters.request import ConvertRequest
 from edge.errors import RefreshError
 from edge.evaluation import model_accuracy
-from edge.finetune import FinetuneRequest, data_digest, finetune
+from edge.finetune import data_digest, finetune
+from edge.finetune_request import FinetuneRequest
 from edge.pretrain import RESULT, pretrain
 from edge.pretrain_request import PretrainRequest
 from edge.processes import Precision

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from converters.checkpoint import load_checkpoint
-from edge.finetune import FinetuneRequest
+from edge.finetune_request import FinetuneRequest
 from edge.pretrain_request import PretrainRequest
 
 

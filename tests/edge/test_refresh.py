@@ -13,7 +13,8 @@ from converters.convert import release
 from converters.request import ConvertRequest
 from edge.demo.scene import SimulatedScene
 from edge.errors import RefreshError
-from edge.finetune import FinetuneRequest, finetune
+from edge.finetune import finetune
+from edge.finetune_request import FinetuneRequest
 from edge.pretrain import pretrain
 from edge.pretrain_request import PretrainRequest
 from edge.refresh.gate import Verdict, compare

@@ -19,7 +19,8 @@ from edge import fused_looks as fused_looks_module
 from edge import pseudo_labels, self_training
 from edge import training as training_module
 from edge.errors import TrainingError
-from edge.finetune import FinetuneRequest, finetune
+from edge.finetune import finetune
+from edge.finetune_request import FinetuneRequest
 from edge.fused_looks import fuse, fused_looks
 from edge.processes import detection_loss, launched_fabric
 from edge.pseudo_labels import HIGHEST, LOWEST, class_thresholds, split_by_belief

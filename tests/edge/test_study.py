@@ -85,6 +85,24 @@ def test_notes__whose_teacher_believed_nothing() -> None:
     assert told.startswith("scratch on steel with 10 %, seed 0: the teacher believed no box")
 
 
+def test_notes__how_good_the_teachers_are() -> None:
+    taught = [
+        {
+            **record,
+            "arm": "taught",
+            "fraction": share,
+            "teacher_map50_95": 0.4 + share,
+            "teacher_f1": 0.7,
+            "teacher_seconds": 60.0,
+        }
+        for share in (0.25, 0.1)
+        for record in RECORDS[:3]
+    ]
+    assert notes([*RECORDS, *taught]) == [
+        "The teachers of taught on steel have mAP50-95 0.500 with 10 %, 0.650 with 25 % of the labels, and cost 60 s in the mean."
+    ]
+
+
 def test_verdicts__what_paid_and_what_did_not() -> None:
     (told,) = verdicts(rows_of(RECORDS))
     assert told.startswith("steel: the best arm beside coco is coco+ssl, +2.7 points (beyond its interval of ± 1.")
@@ -216,6 +234,27 @@ def test_same_plan__what_no_run_has_used_may_change(folder: Path, tmp_path: Path
 
 
 @pytest.mark.slow
+def test_study__arms_share_a_teacher_of_their_labels(folder: Path, tmp_path: Path, checkpoint: Path) -> None:
+    arm = {"start": "coco", "pool": True, "teacher": {"imgsz": 96}}
+    plan = plan_of(folder, weights=str(checkpoint), arms={"taught": arm, "scratch+taught": {**arm, "start": "scratch"}})
+    records = study(StudyPlan.model_validate(plan), tmp_path / "out")
+    (run,) = (tmp_path / "out" / "line" / "seed0").glob("_teacher-*")
+    teacher = load_checkpoint(run / "detector.pt")
+    assert teacher.imgsz == 96
+    assert not (run / "last.pt").exists()
+    for record in records:
+        assert record["last_look_frames"] > 0
+        assert record["teacher_map50_95"] == float(teacher.lineage["held_out_map50_95"])
+        assert record["teacher_seconds"] > 0
+        student = load_checkpoint(tmp_path / "out" / "line" / "seed0" / f"{record['arm']}-0.8" / "run" / "detector.pt")
+        assert student.imgsz == 64
+        assert student.lineage["labels_sha256"] == teacher.lineage["labels_sha256"]
+    plan["arms"]["taught"]["teacher"] = {"imgsz": 128}
+    with pytest.raises(TrainingError, match=r"a study with other arms\.taught;"):
+        study(StudyPlan.model_validate(plan), tmp_path / "out")
+
+
+@pytest.mark.slow
 def test_study__a_run_with_a_pool_that_was_cut_goes_on(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = StudyPlan.model_validate(plan_of(folder, arms={"pool": {"pool": True}}))
     finish = Run.finish_epoch
@@ -299,6 +338,17 @@ def test_cells__seed_by_seed(folder: Path) -> None:
             {"pretrain": {"method": "dense", "anchor": 1.0}, "arms": {"a": {"ssl": {"method": "simclr", "anchor": 1.0}}}},
             "--anchor holds",
         ),
+        ({"arms": {"a": {"teacher": {"imgsz": 64}}}, "weights": "x.pt"}, "arm a has a `teacher` that labels nothing"),
+        (
+            {"arms": {"a": {"pool": True, "teacher": {"imgsz": 64}}}},
+            "the teacher of arm a starts from nothing; name its `weights`",
+        ),
+        (
+            {"arms": {"a": {"pool": True, "teacher": {"imgsz": 64, "model": "yolo11s"}}}, "weights": "x.pt"},
+            "the teacher of arm a starts from nothing",
+        ),
+        ({"arms": {"a": {"pool": True, "teacher": {"imgsz": 64, "model": "yolo77"}}}}, "unknown model 'yolo77'"),
+        ({"arms": {"a": {"pool": True, "teacher": {"imgsz": 50}}}}, r"arms\.a\.teacher\.imgsz: .* multiple of 32"),
         ({"seeds": [0, 0]}, "named twice"),
         ({"model": "yolo77"}, "study.yaml: unknown model 'yolo77'"),
         ({"finetune": {"lr": 7.5}}, "finetune.lr: is 7.5; expected at most 1"),
