@@ -34,9 +34,10 @@ FAMILIES_NOTE = (
 STUDIES_NOTE = (
     "The machine is that of the last run; the runs were made over several sessions with the code of their time. Methods, rates and "
     "interpolation were chosen in smaller runs on seed 0 of these sets. LightlyTrain's arm has its own settings but for size, epochs, "
-    "batch, optimizer and pictures from 0 to 1 (`benchmarks/lightly_train.py`). In coco+teacher a detector that was fine-tuned on the same "
-    "labels at twice the size, with as many steps on top of the arm's own, labels the pool for the one at the set's size. In the other runs with the pool on neu_det, and on apple_bbch81 but "
-    "for seed 2 with 10 and 25 % of the labels, the teacher looked at the pool once, in the others four times, as it does now."
+    "batch, optimizer and pictures from 0 to 1 (`benchmarks/lightly_train.py`). In coco+teacher a detector that was fine-tuned on the "
+    "same labels at twice the size, with as many steps on top of the arm's own, labels the pool for the one at the set's size. In the "
+    "other runs with the pool on neu_det, and on apple_bbch81 but for seed 2 with 10 and 25 % of the labels, the run's own average looked "
+    "at the pool once, in the others four times, as it does now."
 )
 
 

@@ -125,8 +125,8 @@ def verdicts(rows: Sequence[Row]) -> list[str]:
             continue
         best = max(rivals, key=lambda row: row.over_baseline[0])
         said = [
-            f"{name}: the best arm beside {BASELINE} is {best.arm}, {_against(best.over_baseline)} over {BASELINE} in mAP50-95 and "
-            f"{_against(best.f1_over_baseline)} in F1"
+            f"{name}: the best arm beside {BASELINE} is {best.arm}, {_against(best.over_baseline)} over {BASELINE} in mAP50-95",
+            f"{_against(best.f1_over_baseline)} in F1",
         ]
         for arm, other, gauge in (
             ("coco+ssl", BASELINE, [row.over_baseline for row in whole if row.arm == "coco+ssl"]),

@@ -106,7 +106,7 @@ def test_notes__how_good_the_teachers_are() -> None:
 def test_verdicts__what_paid_and_what_did_not() -> None:
     (told,) = verdicts(rows_of(RECORDS))
     assert told.startswith("steel: the best arm beside coco is coco+ssl, +2.7 points (beyond its interval of ± 1.")
-    assert "over coco in mAP50-95 and +5.3 points (beyond its interval of ± 3." in told
+    assert "over coco in mAP50-95; +5.3 points (beyond its interval of ± 3." in told
     assert "; ssl +17.7 points (within its interval of ± " in told
     assert told.endswith(" over scratch.")
     assert "+3.0 points (one seed)" in verdicts(rows_of([record for record in RECORDS if record["seed"] == 0]))[0]
