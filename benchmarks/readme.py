@@ -32,12 +32,13 @@ FAMILIES_NOTE = (
     "weights are the strong ones."
 )
 STUDIES_NOTE = (
-    "The machine is that of the last run; the runs were made over several sessions with the code of their time. Methods, rates and "
-    "interpolation were chosen in smaller runs on seed 0 of these sets. LightlyTrain's arm has its own settings but for size, epochs, "
-    "batch, optimizer and pictures from 0 to 1 (`benchmarks/lightly_train.py`). In coco+teacher a detector that was fine-tuned on the "
-    "same labels at twice the size, with as many steps on top of the arm's own, labels the pool for the one at the set's size. In the "
-    "other runs with the pool on neu_det, and on apple_bbch81 but for seed 2 with 10 and 25 % of the labels, the run's own average looked "
-    "at the pool once, in the others four times, as it does now."
+    "The machine is that of the last run; the runs were made over several sessions with the code of their time. Methods, rates, "
+    "interpolation and what a teacher teaches were chosen in smaller runs on seed 0 of these sets. LightlyTrain's arm has its own settings "
+    "but for size, epochs, batch, optimizer and pictures from 0 to 1 (`benchmarks/lightly_train.py`). coco+teacher is to have the pool "
+    "labelled by a detector that was fine-tuned on the same labels at twice the size, in as many steps on top of the arm's own; frames "
+    "take part from the first step on and teach where objects end as well, which they do not in the other arms with the pool. In those, on "
+    "neu_det, and on apple_bbch81 but for seed 2 with 10 and 25 % of the labels, the run's own average looked at the pool once, in the "
+    "others four times, as it does now."
 )
 
 

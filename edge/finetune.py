@@ -15,11 +15,11 @@ from calibration.accuracy import Accuracy, evaluate
 from calibration.labels import Dataset, load_dataset
 from converters.checkpoint import HELD_OUT, Checkpoint, save_checkpoint
 from edge.errors import TrainingError
-from edge.finetune_request import FinetuneRequest, check
+from edge.finetune_request import LOOKS, FinetuneRequest, check
 from edge.injection import inject_all
 from edge.loader_processes import killed_told, signals_wait, without_advice
 from edge.pool_light import PoolLight
-from edge.pool_teacher import LABELS, PSEUDO_LABELS, PoolTeacher
+from edge.pool_teacher import INIT_LABELS_SHA256, LABELS_SHA256, PSEUDO_LABELS, PoolTeacher
 from edge.processes import detection_loss, launched_fabric
 from edge.run_folder import run_folder
 from edge.self_training import Taught
@@ -75,29 +75,30 @@ def finetune(request: FinetuneRequest) -> Finetuned:
         if not request.resume:
             for name in (PSEUDO_LABELS, _LIGHT):  # of a run that was cut before its first saving
                 (request.out / name).unlink(missing_ok=True)
+        dataset = load_dataset(request.data)
+        teacher = PoolTeacher(request, dataset.names)
         if request.pool and not request.resume:
             Snapshot.take(request.pool, request.out, request.until_s, 1)
-        done = _train(request)
+        done = _train(request, dataset, teacher)
         if request.pool:
             Snapshot.remove(request.out)
         return done
 
 
-def _train(request: FinetuneRequest) -> Finetuned:
+def _train(request: FinetuneRequest, dataset: Dataset, teacher: PoolTeacher) -> Finetuned:
     import torch
 
     path = request.out / DETECTOR
-    dataset = load_dataset(request.data)
     refuse_damaged(dataset.val, "held-out")
     labels = whole_images(dataset.train)
     dataset = replace(dataset, train=tuple(image.item for image in labels))
     if both := {item.path.resolve() for item in dataset.train} & {item.path.resolve() for item in dataset.val}:
         sys.stderr.write(f"{len(both)} held-out images are trained on as well: every figure will be too good; see edge split\n")
     digest = data_digest(dataset)
-    teacher = PoolTeacher(dataset, digest, request)
     fabric = launched_fabric(request.precision)
     detector = build_detector(request.model, dataset.names, request.seed)
-    lineage = {**inject_all(detector, request.init, request.model).lineage, **_lineage(request, dataset, digest)}
+    lineage = _lineage(inject_all(detector, request.init, request.model).lineage, request, dataset, digest)
+    lineage |= teacher.lineage(digest)
     detector.to(device=fabric.device, memory_format=torch.channels_last)
     optimizer = adamw(_rates(detector, request), _WEIGHT_DECAY)
     steps_an_epoch = request.steps(len(dataset.train))
@@ -120,16 +121,20 @@ def _train(request: FinetuneRequest) -> Finetuned:
         ema.updates = run.epoch * steps_an_epoch
         for epoch in run.epochs(steps_an_epoch):
             look = max((each for each in request.looks if each <= epoch), default=-1)
+            taught = None
             if look > looked:
                 average = _checkpoint(ema.ema, dataset, request, lineage)
-                if look == epoch:
+                if look == epoch and not request.teacher:
                     run.save(average)  # what the look before it gave is about to be overwritten
-                loaders, looked = _Loaders(dataset.names, labels, teacher.taught(average, look).images, request), look
+                taught, looked = teacher.taught(dataset, average, look), look
+                loaders = _Loaders(dataset.names, labels, taught.images, request)
                 seed_everything(request.seed, epoch)  # as in a run that was cut and reads what was believed
             _train_mode(detector, request, epoch)
             figures = train_epoch(
                 run, loaders.of(epoch), _loss(detector, fabric, request), partial(ema.update, detector), progress
             )
+            if taught and taught.epoch == epoch:
+                figures |= {"looked_s": taught.seconds}
             if _is_due(epoch, request) and dataset.val:
                 found = _evaluate(ema.ema, dataset, request)
                 figures |= {"map50_95": found.map50_95, "f1": found.f1}
@@ -144,9 +149,12 @@ def _train(request: FinetuneRequest) -> Finetuned:
     return Finetuned(path, found, run.extra.get("figures", []))
 
 
-def _lineage(request: FinetuneRequest, dataset: Dataset, digest: str) -> dict[str, str]:
+def _lineage(of_init: Mapping[str, str], request: FinetuneRequest, dataset: Dataset, digest: str) -> dict[str, str]:
+    before = {INIT_LABELS_SHA256: of_init[LABELS_SHA256]} if LABELS_SHA256 in of_init else {}
     return {
-        LABELS: digest,
+        **of_init,
+        **before,
+        LABELS_SHA256: digest,
         "labels": str(len(dataset.train)),
         "finetune_epochs": str(request.epochs),
         "finetune_seed": str(request.seed),
@@ -155,7 +163,7 @@ def _lineage(request: FinetuneRequest, dataset: Dataset, digest: str) -> dict[st
 
 def _fingerprint(request: FinetuneRequest, dataset: Dataset, digest: str) -> dict[str, str | float]:
     """What must be the same for a resumed run to be the run that was interrupted."""
-    taught = f"by {sha256_of_file(request.teacher)[:12]}" if request.teacher else f"{len(request.looks)} looks"
+    taught = f"by {sha256_of_file(request.teacher)[:12]}" if request.teacher else f"{LOOKS} looks"
     return {
         "model": request.model, "data": digest, "names": ", ".join(dataset.names), "imgsz": request.imgsz, "batch": request.batch,
         "init": ", ".join(sha256_of_file(path)[:12] for path in request.init), "freeze": request.freeze,

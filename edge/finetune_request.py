@@ -10,7 +10,7 @@ from edge.processes import Precision, several
 from runtime.preprocess import STRIDE
 
 _USUAL_BURN_IN = 0.5  # where a run is its own teacher
-_LOOKS = 4  # of the teacher, evenly over the epochs that frames take part in
+LOOKS = 4  # of the teacher, evenly over the epochs that frames take part in
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ class FinetuneRequest:
         if not self.pool:
             return []
         alone = min(self.epochs - 1, max(0 if self.teacher else 1, round(self.share_alone * self.epochs)))
-        turns = 1 if self.teacher else min(_LOOKS, self.epochs - alone)
+        turns = 1 if self.teacher else min(LOOKS, self.epochs - alone)
         return [alone + turn * (self.epochs - alone) // turns for turn in range(turns)]
 
     @property
@@ -109,6 +109,8 @@ def check(request: FinetuneRequest) -> None:
         raise TrainingError(
             f"--imgsz must be a multiple of {STRIDE}, but got {request.imgsz}; try {-(-request.imgsz // STRIDE) * STRIDE}"
         )
+    if request.teacher and not request.pool:
+        raise TrainingError("--teacher labels the frames of --pool; give it as well, or leave the teacher out")
     if several():
         raise TrainingError("fine-tuning runs in one process; start it without torchrun")
     if request.pool and not request.teacher and request.epochs == 1:

@@ -8,6 +8,7 @@ et al. 2018, "Data distillation", arXiv 1712.04440).
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,57 +19,83 @@ from edge.fused_looks import fused_looks
 from edge.processes import launched_fabric
 from edge.self_training import Look, Pupils, Taught
 from edge.snapshot import Snapshot
-from edge.torch_detector import batch_detector
-from runtime.preprocess import Preprocess
+from edge.torch_detector import DetectBatch, batch_detector
+from edge.training import memory_told, with_training
+from runtime.files import sha256_of_file
+from runtime.preprocess import STRIDE, Preprocess
 
 if TYPE_CHECKING:
     from calibration.labels import Dataset
     from edge.finetune_request import FinetuneRequest
 
 PSEUDO_LABELS = "pseudo_labels.json"
-LABELS = "labels_sha256"  # in the lineage: what a detector was fine-tuned on
+# In the lineage: the labels that a detector was fine-tuned on, and those of the detector that it began as.
+LABELS_SHA256, INIT_LABELS_SHA256 = "labels_sha256", "init_labels_sha256"
 _MOSAIC = 4  # frames in a picture that the student sees
 _TOGETHER = 16  # frames that the teacher looks at, at most
+_REMEDIES = "that is the teacher; lower it, or give a smaller --teacher or one for smaller pictures"
 
 
 class PoolTeacher:
     """What a teacher makes of the pool, look by look; kept for a run that is resumed."""
 
-    def __init__(self, dataset: Dataset, digest: str, request: FinetuneRequest) -> None:
-        """Looks at the teacher that was given, if one was; says so if it learnt from other labels.
+    def __init__(self, request: FinetuneRequest, names: Sequence[str]) -> None:
+        """Reads the teacher that is given, if one is.
 
         Args:
-            dataset: what stands beside the frames.
-            digest: of its labels.
             request: the run's.
+            names: of the classes to be found.
 
         Raises:
-            CheckpointError: the teacher cannot be read, or is no detector.
-            TrainingError: it knows other classes.
+            CheckpointError: the teacher cannot be read, is no detector, or knows other classes.
+            TrainingError: it is gone, of a run that is resumed.
         """
-        self._dataset, self._request = dataset, request
+        self._request = request
         self._path = request.out / PSEUDO_LABELS
+        self._given = _read(request.teacher, names, resume=request.resume) if request.teacher else None
         self._pupils: Pupils | None = None
-        self._given = _given(request.teacher, dataset, digest) if request.teacher else None
 
-    def taught(self, average: Checkpoint, epoch: int) -> Taught:
+    def lineage(self, digest: str) -> dict[str, str]:
+        """Of a run with these labels: who taught it. Says on stderr where that one may know held-out images."""
+        if self._given is None:
+            return {}
+        own, before = (self._given.lineage.get(key) for key in (LABELS_SHA256, INIT_LABELS_SHA256))
+        if own is None:
+            self._tell("does not say which labels it learnt from")
+        elif own != digest or before not in (None, digest):
+            self._tell("learnt from other labels as well" if own == digest else "learnt from other labels")
+        return {
+            "teacher_sha256": sha256_of_file(Path(str(self._request.teacher))),
+            "teacher": f"{self._given.model} at {self._given.imgsz} px",
+            "teacher_labels_sha256": own or "unknown",
+        }
+
+    def _tell(self, told: str) -> None:
+        sys.stderr.write(
+            f"--teacher {self._request.teacher} {told}; if held-out images were among them, every figure is too good\n"
+        )
+
+    def taught(self, dataset: Dataset, average: Checkpoint, epoch: int) -> Taught:
         """Of as many frames as the steps until the next look have room for, mosaics counted.
 
         Args:
+            dataset: what stands beside the frames.
             average: of the run's weights so far.
             epoch: before which the teacher looks.
+
+        Raises:
+            TrainingError: out of memory, or too many frames are damaged.
         """
-        request, dataset = self._request, self._dataset
         if self._path.is_file() and (kept := Taught.read(self._path)).epoch == epoch:  # the run was cut
             return kept
-        self._pupils = self._pupils or Pupils(Snapshot(request.out), dataset.train, dataset.val, len(dataset.names))
-        looking = self._given or average
-        teacher = detector_from_checkpoint(looking).to(launched_fabric().device)
-        detect = fused_looks(batch_detector(teacher, Preprocess((looking.imgsz, looking.imgsz))), upright=request.upright)
-        until = min((each for each in request.looks if each > epoch), default=request.epochs)
-        steps = (until - epoch) * request.steps(len(dataset.train))
-        look = Look(epoch, _MOSAIC * request.frames_a_step * steps, min(request.batch, _TOGETHER), request.seed)
-        taught = self._pupils.taught(detect, look)
+        self._pupils = self._pupils or Pupils(Snapshot(self._request.out), dataset.train, dataset.val, len(dataset.names))
+        look = self._look(epoch, len(dataset.train))
+        if self._given:
+            with memory_told(look.together, _REMEDIES):
+                taught = self._pupils.taught(self._detect(self._given), look)
+            self._pupils = None  # it looks once
+        else:
+            taught = self._pupils.taught(self._detect(average), look)
         taught.write(self._path)
         who = "teacher" if self._given else "average so far"
         sys.stderr.write(f"the {who} believes {taught.boxes} boxes in {taught.looked} frames of the pool\n")
@@ -76,20 +103,31 @@ class PoolTeacher:
             sys.stderr.write("no frame is left to learn from, so the steps that follow have labels alone\n")
         return taught
 
+    def _look(self, epoch: int, labels: int) -> Look:
+        request = self._request
+        until = min((each for each in request.looks if each > epoch), default=request.epochs)
+        steps = (until - epoch) * request.steps(labels)
+        return Look(epoch, _MOSAIC * request.frames_a_step * steps, min(request.batch, _TOGETHER), request.seed)
 
-def _given(path: Path, dataset: Dataset, digest: str) -> Checkpoint:
-    found = load_checkpoint(path)
-    if found.kind != "detector":
-        raise CheckpointError(
-            f"--teacher {path} is a {found.kind}; fine-tune it on the same labels first with: edge finetune --init"
-        )
-    if found.names != dataset.names:
-        raise TrainingError(
-            f"--teacher {path} knows {', '.join(found.names)}, but the labels have {', '.join(dataset.names)}; fine-tune it on the "
-            "same data.yaml first"
-        )
-    if found.lineage.get(LABELS) != digest:
-        sys.stderr.write(
-            f"--teacher {path} learnt from other labels; if held-out images were among them, every figure is too good\n"
-        )
-    return found
+    def _detect(self, looking: Checkpoint) -> DetectBatch:
+        detector = detector_from_checkpoint(looking).to(launched_fabric().device)
+        return fused_looks(batch_detector(detector, Preprocess((looking.imgsz, looking.imgsz))), upright=self._request.upright)
+
+
+def _read(path: Path, names: Sequence[str], *, resume: bool) -> Checkpoint:
+    if resume and not path.is_file():
+        raise TrainingError(f"--teacher {path} is no file; put back the one that the run began with")
+    try:
+        found = load_checkpoint(path)
+        if found.kind != "detector":
+            raise CheckpointError(f"it is a {found.kind}; fine-tune it on the same labels first with: edge finetune --init")
+        if found.names != tuple(names):
+            raise CheckpointError(
+                f"it knows {', '.join(found.names)}, but the labels have {', '.join(names)}; fine-tune it on the same data.yaml first"
+            )
+        if found.imgsz % STRIDE:
+            raise CheckpointError(f"it was trained at {found.imgsz} px, no multiple of {STRIDE}; take another")
+        detector_from_checkpoint(found)
+    except CheckpointError as error:
+        raise CheckpointError(f"--teacher {path}: {error}") from error
+    return with_training(found, None)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,12 +60,14 @@ class Taught:
         looked: frames that were looked at.
         boxes: that were believed.
         epoch: before which the teacher looked.
+        seconds: that it took.
     """
 
     images: tuple[TrainingImage, ...]
     looked: int
     boxes: int
     epoch: int
+    seconds: float
 
     def write(self, path: Path) -> None:
         """Keeps it for a run that is resumed, and for who wants to look."""
@@ -75,7 +78,7 @@ class Taught:
             }
             for image in self.images
         ]  # fmt: skip
-        told = {"epoch": self.epoch, "looked": self.looked, "boxes": self.boxes, "images": rows}
+        told = {"epoch": self.epoch, "looked": self.looked, "boxes": self.boxes, "seconds": self.seconds, "images": rows}
         write_atomically(path, json.dumps(told).encode())
 
     @classmethod
@@ -87,7 +90,7 @@ class Taught:
             boxes, hidden = (np.array(row[key], np.float32).reshape(-1, 4) for key in ("cxcywh", "hidden_xyxy"))
             item = LabeledImage(path.parent / FRAMES / row["frame"], np.array(row["class_id"], np.int32), boxes)
             images.append(TrainingImage(item, (row["size_wh"][0], row["size_wh"][1]), hidden, of_pool=True))
-        return cls(tuple(images), found["looked"], found["boxes"], found["epoch"])
+        return cls(tuple(images), found["looked"], found["boxes"], found["epoch"], found.get("seconds", 0.0))
 
 
 class Pupils:
@@ -122,6 +125,7 @@ class Pupils:
         Raises:
             TrainingError: too many frames are damaged.
         """
+        began_s = time.monotonic()
         rng = np.random.default_rng((look.seed, _STREAM, look.epoch))
         seen = self._seen(detect, rng.permutation(len(self._frames)).tolist(), look)
         counts = np.bincount(np.concatenate([item.class_id for item in self._labels]), minlength=self._classes)
@@ -133,7 +137,7 @@ class Pupils:
             boxes += len(sure)
             if len(sure) or rng.random() < empty:
                 images.append(_image(self._frames, position, size, sure, unsure))
-        return Taught(tuple(images), len(seen), boxes, look.epoch)
+        return Taught(tuple(images), len(seen), boxes, look.epoch, round(time.monotonic() - began_s, 2))
 
     def _seen(self, detect: DetectBatch, order: Sequence[int], look: Look) -> list[tuple[int, tuple[int, int], Detections]]:
         """Position, size and detections of the first frames in the order that may be learnt from."""

@@ -142,7 +142,7 @@ def _run(plan: StudyPlan, cell: Cell, out: Path) -> dict[str, Any]:
     pool = _pool(home / "_pool", [*own, *_unlabeled(spec, held_out)], held_out)
     init = _init(plan, arm, cell, home, pool)
     steps_per_epoch = max(1, labels // plan.finetune.batch)
-    fewest = 2 if any(each.pool for each in plan.arms.values()) else 1  # the same for all arms
+    fewest = 2 if any(each.pool and not each.teacher for each in plan.arms.values()) else 1  # the same for all arms
     epochs = max(fewest, round(plan.finetune.steps / steps_per_epoch))
     run = out / cell.name / _RUN
     request = FinetuneRequest(
@@ -168,6 +168,7 @@ def _run(plan: StudyPlan, cell: Cell, out: Path) -> dict[str, Any]:
         "val": spec.val,
         "seconds": round(sum(line["seconds"] for line in done.curve), 1),
         "ssl_seconds": _seconds(init[-1].parent) if arm.ssl else 0.0,
+        **({"look_seconds": round(sum(line.get("looked_s", 0.0) for line in done.curve), 1)} if arm.pool else {}),
         **({key: int(lineage[key]) for key in LAST_LOOK} if arm.pool else {}),
         **(_of_teacher(taught) if taught else {}),
         **found,
@@ -179,12 +180,12 @@ def _taught(plan: StudyPlan, arm: Arm, student: FinetuneRequest, home: Path) -> 
     teacher = plan.teacher_of(arm)
     if teacher is None:
         return None
-    start = Path(str(teacher.weights))
-    settings = teacher.model_dump_json(exclude={"weights"}) + sha256_of_file(start)
+    start = Path(teacher.weights)
+    settings = json.dumps([teacher.model, teacher.imgsz, sha256_of_file(start)])
     run = home.with_name(f"{home.name}-{hashlib.sha256(settings.encode()).hexdigest()[:8]}")
     if not (run / DETECTOR).is_file():
         resume = (run / LAST).is_file()
-        finetune(replace(student, out=run, model=str(teacher.model), init=(start,), imgsz=teacher.imgsz, resume=resume))
+        finetune(replace(student, out=run, model=teacher.model, init=(start,), imgsz=teacher.imgsz, resume=resume))
     (run / LAST).unlink(missing_ok=True)
     return run / DETECTOR
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -77,7 +77,11 @@ class PretrainPlan(_Strict):
 
 
 class FinetunePlan(_Strict):
-    """Budget of fine-tuning: optimizer steps, the same for every fraction and arm."""
+    """Budget of fine-tuning: optimizer steps, the same for every fraction and arm.
+
+    Attributes:
+        burn_in: of arms that are their own teacher; where one is given, frames take part from the first step on.
+    """
 
     steps: int = Field(default=400, ge=1, le=10**8, strict=True)
     batch: int = Field(default=16, ge=1, le=65536, strict=True)
@@ -86,7 +90,7 @@ class FinetunePlan(_Strict):
     freeze: float = Field(default=0.0, ge=0, le=1)
     precision: Precision = "32-true"
     pool_ratio: float = Field(default=1.0, ge=0.1, le=16)
-    burn_in: float = Field(default=0.5, gt=0, lt=1)
+    burn_in: float = Field(default=0.5, ge=0, le=0.95)
 
 
 class SetPlan(_Strict):
@@ -157,18 +161,25 @@ class StudyPlan(_Strict):
                     self.pretrain_of(arm)
                 except ValidationError as error:
                     raise ValueError(f"arms.{name}.ssl: {_problems(error)}") from error
-            if teacher := self.teacher_of(arm):
-                _refuse_unknown(str(teacher.model))
-                if not arm.pool:
-                    raise ValueError(f"arm {name} has a `teacher` that labels nothing; add `pool: true`")
-                if teacher.weights is None:
-                    raise ValueError(f"the teacher of arm {name} starts from nothing; name its `weights`")
+            self._check_teacher(name, arm)
             if arm.ssl and arm.weights:
                 raise ValueError(f"arm {name} has both `ssl` and `weights`; it can have one")
         if len(set(self.seeds)) < len(self.seeds) or len(set(self.fractions)) < len(self.fractions):
             raise ValueError("a seed or a fraction is named twice")
         _refuse_unknown(self.model)
         return self
+
+    def _check_teacher(self, name: str, arm: Arm) -> None:
+        if arm.teacher is None:
+            return
+        if arm.teacher.model:
+            _refuse_unknown(arm.teacher.model)
+        if not arm.pool:
+            raise ValueError(f"arm {name} has a `teacher` that labels nothing; add `pool: true`")
+        try:
+            self.teacher_of(arm)
+        except ValueError as error:
+            raise ValueError(f"arm {name}: {error}") from error
 
     def weights_of(self, arm: Arm, name: str, seed: int) -> Path:
         """The checkpoint that an arm with `weights` starts from."""
@@ -181,7 +192,7 @@ class StudyPlan(_Strict):
         for name, arm in self.arms.items():
             plain["arms"][name]["ssl"] = self.pretrain_of(arm).model_dump() if arm.ssl else False
             plain["arms"][name]["from"] = self.weights if arm.start == "coco" else None
-            plain["arms"][name]["teacher"] = teacher.model_dump() if (teacher := self.teacher_of(arm)) else None
+            plain["arms"][name]["teacher"] = asdict(teacher) if (teacher := self.teacher_of(arm)) else None
         return plain
 
     def refuse_missing(self) -> None:
@@ -192,23 +203,27 @@ class StudyPlan(_Strict):
             CheckpointError: weights that cannot be read.
             DataError: a group that does not fit the names.
         """
-        wanted = {Path(self.weights): self.model} if self.weights else {}
-        wanted |= {Path(str(each.weights)): str(each.model) for each in map(self.teacher_of, self.arms.values()) if each}
+        wanted = [(Path(self.weights), self.model, "the plan")] if self.weights else []
+        wanted += [
+            (Path(each.weights), each.model, f"the teacher of arm {name}")
+            for name, arm in self.arms.items()
+            if (each := self.teacher_of(arm))
+        ]
         teachers = [
             Path(plan.teacher) for plan in (self.pretrain_of(arm) for arm in self.arms.values() if arm.ssl) if plan.teacher
         ]
         replacing: set[Path] = set()  # what `start: coco` gave
         for arm in self.arms.values():
             paths = [self.weights_of(arm, name, seed) for name in self.sets for seed in self.seeds if arm.weights]
-            wanted |= dict.fromkeys(paths, self.model)
+            wanted += [(path, self.model, "the plan") for path in paths]
             replacing |= set(paths) if arm.start == "coco" else set()
-        missing = [str(path) for path in [*wanted, *teachers] if not path.is_file()]
+        missing = dict.fromkeys(str(path) for path in [*(path for path, *_ in wanted), *teachers] if not path.is_file())
         if missing:
             raise TrainingError(f"no such checkpoint: {', '.join(missing)}; correct the plan")
-        for path, model in wanted.items():
+        for path, model, whose in wanted:
             found = load_checkpoint(path)
             if found.model != model:
-                raise TrainingError(f"{path} is of {found.model}, but the plan's model is {model}; correct one of them")
+                raise TrainingError(f"{path} is of {found.model}, but the model of {whose} is {model}; correct one of them")
             if self.weights and path == Path(self.weights) and found.kind != "detector":
                 raise TrainingError(f"`weights` is to name a whole detector, but {path} is a {found.kind}; give it to an arm")
             if found.kind == "detector" and path in replacing:
@@ -220,13 +235,19 @@ class StudyPlan(_Strict):
             if spec.unlabeled is not None:
                 grouped(list_images(Path(spec.unlabeled)), spec.group)
 
-    def teacher_of(self, arm: Arm) -> TeacherPlan | None:
-        """The arm's teacher with its model and weights, those of the study where it names none."""
+    def teacher_of(self, arm: Arm) -> Teacher | None:
+        """The arm's teacher; its model and weights are those of the study where it names none.
+
+        Raises:
+            ValueError: it has no weights to start from.
+        """
         if arm.teacher is None:
             return None
         model = arm.teacher.model or self.model
-        usual = self.weights if model == self.model else None
-        return arm.teacher.model_copy(update={"model": model, "weights": arm.teacher.weights or usual})
+        weights = arm.teacher.weights or (self.weights if model == self.model else None)
+        if weights is None:
+            raise ValueError("its teacher starts from nothing; name the teacher's `weights`")
+        return Teacher(model, weights, arm.teacher.imgsz)
 
     def pretrain_of(self, arm: Arm) -> PretrainPlan:
         """The arm's own self-supervision; part, teacher and anchor are not handed to another method. What nobody named is as in
@@ -243,6 +264,15 @@ class StudyPlan(_Strict):
 def _refuse_unknown(model: str) -> None:
     if model not in MODEL_NAMES:
         raise ValueError(f"unknown model {model!r}; known are {', '.join(MODEL_NAMES)}")
+
+
+@dataclass(frozen=True, slots=True)
+class Teacher:
+    """A `TeacherPlan` with nothing left open."""
+
+    model: str
+    weights: str
+    imgsz: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -124,15 +124,13 @@ def verdicts(rows: Sequence[Row]) -> list[str]:
         if not rivals:
             continue
         best = max(rivals, key=lambda row: row.over_baseline[0])
-        said = [
-            f"{name}: the best arm beside {BASELINE} is {best.arm}, {_against(best.over_baseline)} over {BASELINE} in mAP50-95",
-            f"{_against(best.f1_over_baseline)} in F1",
-        ]
+        gains = f"{_against(best.over_baseline)} in mAP50-95 and {_against(best.f1_over_baseline)} in F1"
+        said = [f"{name}: the best arm beside {BASELINE} is {best.arm}, over {BASELINE} {gains}"]
         for arm, other, gauge in (
             ("coco+ssl", BASELINE, [row.over_baseline for row in whole if row.arm == "coco+ssl"]),
             ("ssl", FLOOR, [row.over_floor for row in whole if row.arm == "ssl"]),
         ):
-            said += [f"{arm} {_against(each)} over {other}" for each in gauge if not math.isnan(each[0])]
+            said += [f"{arm} over {other} {_against(each)} in mAP50-95" for each in gauge if not math.isnan(each[0])]
         told.append("; ".join(said) + ".")
     return told
 
@@ -162,11 +160,13 @@ def notes(records: Records) -> list[str]:
 
 
 def _of_teachers(arm: str, name: str, records: Records) -> str:
-    shares = sorted({record["fraction"] for record in records})
-    means = [np.mean([record["teacher_map50_95"] for record in records if record["fraction"] == share]) for share in shares]
-    told = ", ".join(f"{mean:.3f} with {100 * share:g} %" for mean, share in zip(means, shares, strict=True))
+    told = []
+    for share in sorted({record["fraction"] for record in records}):
+        own = [record for record in records if record["fraction"] == share]
+        map50_95, f1 = (np.mean([record[f"teacher_{measure}"] for record in own]) for measure in ("map50_95", "f1"))
+        told.append(f"{map50_95:.3f} / {f1:.3f} with {100 * share:g} %")
     cost = np.mean([record["teacher_seconds"] for record in records])
-    return f"The teachers of {arm} on {name} have mAP50-95 {told} of the labels, and cost {cost:.0f} s in the mean."
+    return f"The teachers of {arm} on {name} have mAP50-95 / F1 {', '.join(told)} of the labels; training one took {cost:.0f} s in the mean."
 
 
 def _value(gauge: Gauge) -> str:

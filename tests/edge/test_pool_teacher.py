@@ -14,7 +14,9 @@ from edge import fused_looks, pseudo_labels, self_training
 from edge.errors import TrainingError
 from edge.finetune import finetune
 from edge.finetune_request import FinetuneRequest
+from edge.pool_teacher import PoolTeacher
 from edge.processes import launched_fabric
+from edge.self_training import Pupils
 from edge.training import Run
 from edge.yolo import build_detector
 from runtime.errors import EdgeloopError
@@ -56,6 +58,7 @@ def test_finetune__a_teacher_that_is_given_looks_once_at_its_own_size_before_the
     for name, teacher, imgsz in (("a", own, 64), ("b", own, 96), ("c", larger, 64)):
         finetune(request(data, tmp_path / name, pool, teacher, imgsz=imgsz, epochs=1))
         looked[name] = json.loads((tmp_path / name / "pseudo_labels.json").read_text())
+        assert looked[name].pop("seconds") > 0
         assert capsys.readouterr().err.count("the teacher believes") == 1
     assert looked["a"]["epoch"] == 0
     assert looked["a"]["boxes"] > 0
@@ -64,24 +67,36 @@ def test_finetune__a_teacher_that_is_given_looks_once_at_its_own_size_before_the
 
 
 @pytest.mark.usefixtures("believed")
-def test_finetune__with_a_teacher_resumed_ends_where_the_whole_run_ends(
-    data: Path, pool: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("cut", ["before it looked", "before the first epoch's end", "between epochs"])
+@pytest.mark.parametrize("burn_in", [None, 0.5])
+def test_finetune__with_a_teacher_cut_and_resumed_ends_where_the_whole_run_ends(
+    data: Path, pool: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: str, burn_in: float | None
 ) -> None:
-    whole = finetune(request(data, tmp_path / "whole", pool, checkpoint))
+    whole = finetune(request(data, tmp_path / "whole", pool, checkpoint, burn_in=burn_in))
     finish = Run.finish_epoch
 
     def killed(run: Run, *arguments: Any) -> None:
-        finish(run, *arguments)
+        if cut == "between epochs":
+            finish(run, *arguments)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Run, "finish_epoch", killed)
-        finetune(request(data, tmp_path / "run", pool, checkpoint))
-    for teacher in (whole.checkpoint, None):
-        with pytest.raises(TrainingError, match="was started with other settings"):
-            finetune(request(data, tmp_path / "run", pool, teacher, resume=True))
-    done = finetune(request(data, tmp_path / "run", pool, checkpoint, resume=True))
+        if cut == "before it looked":
+            patch.setattr(Pupils, "taught", killed)
+        else:
+            patch.setattr(Run, "finish_epoch", killed)
+        finetune(request(data, tmp_path / "run", pool, checkpoint, burn_in=burn_in))
+    resume = (tmp_path / "run" / "last.pt").is_file()
+    assert resume == (cut == "between epochs" or (burn_in is not None and cut == "before it looked")), "nothing learnt before"
+    if resume:
+        for teacher in (whole.checkpoint, None):
+            with pytest.raises(TrainingError, match="was started with other settings"):
+                finetune(request(data, tmp_path / "run", pool, teacher, resume=True, burn_in=burn_in))
+        with pytest.raises(TrainingError, match=r"--teacher .*no\.pt is no file; put back the one that the run began with"):
+            finetune(request(data, tmp_path / "run", pool, tmp_path / "no.pt", resume=True, burn_in=burn_in))
+    done = finetune(request(data, tmp_path / "run", pool, checkpoint, resume=resume, burn_in=burn_in))
     assert same_weights(whole.checkpoint, done.checkpoint)
+    assert load_checkpoint(done.checkpoint).lineage == load_checkpoint(whole.checkpoint).lineage
 
 
 def test_loss__a_teacher_that_is_given_tells_where_objects_end(tmp_path: Path) -> None:
@@ -98,21 +113,39 @@ def test_loss__a_teacher_that_is_given_tells_where_objects_end(tmp_path: Path) -
     assert learnt == [False, True]
 
 
-def test_finetune__a_teacher_of_other_labels_is_told(
-    data: Path, pool: Path, checkpoint: Path, tmp_path: Path, capsys: Any
+def test_finetune__a_teacher_that_may_know_held_out_images_is_told_and_in_the_lineage(
+    data: Path, pool: Path, tmp_path: Path, capsys: Any
 ) -> None:
-    alone = finetune(finetune_request(data, tmp_path / "alone", epochs=1))
-    for teacher, told in ((checkpoint, 1), (alone.checkpoint, 0)):
-        finetune(request(data, tmp_path / str(told), pool, teacher, epochs=1))
-        assert capsys.readouterr().err.count("learnt from other labels") == told
+    alone = finetune(finetune_request(data, tmp_path / "alone", epochs=1)).checkpoint
+    own, other = load_checkpoint(alone).lineage["labels_sha256"], "1" * 64
+    lines: dict[str, tuple[dict[str, str], str]] = {
+        "own": ({"labels_sha256": own}, ""),
+        "unknown": ({}, "does not say which labels it learnt from"),
+        "other": ({"labels_sha256": other}, "learnt from other labels; if held-out"),
+        "before": ({"labels_sha256": own, "init_labels_sha256": other}, "learnt from other labels as well"),
+    }
+    capsys.readouterr()
+    for name, (lineage, told) in lines.items():
+        teacher = tmp_path / f"{name}.pt"
+        save_checkpoint(teacher, replace(load_checkpoint(alone), lineage=lineage))
+        asked = request(data, tmp_path / "run", pool, teacher)
+        found = PoolTeacher(asked, load_checkpoint(alone).names).lineage(own)
+        assert found["teacher_labels_sha256"] == lineage.get("labels_sha256", "unknown")
+        assert found["teacher"] == "yolo11n at 64 px"
+        said = capsys.readouterr().err
+        assert (told in said) if told else not said
+    again = finetune(finetune_request(data, tmp_path / "again", epochs=1, init=(tmp_path / "other.pt",)))
+    kept = load_checkpoint(again.checkpoint).lineage
+    assert (kept["labels_sha256"], kept["init_labels_sha256"]) == (own, other)
 
 
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"kind": "backbone"}, r"--teacher .*teacher\.pt is a backbone; fine-tune it on the same labels first"),
-        ({"names": ("x", "y")}, r"--teacher .*teacher\.pt knows x, y, but the labels have "),
-        (None, r"teacher\.pt"),
+        ({"kind": "backbone"}, r"--teacher .*teacher\.pt: it is a backbone; fine-tune it on the same labels first"),
+        ({"imgsz": 50}, r"--teacher .*teacher\.pt: it was trained at 50 px, no multiple of 32"),
+        ({"names": ("x", "y")}, r"--teacher .*teacher\.pt: it knows x, y, but the labels have "),
+        (None, r"--teacher .*teacher\.pt: no such checkpoint"),
     ],
 )
 def test_finetune__a_teacher_that_cannot_teach_is_told_before_the_training(
@@ -123,4 +156,9 @@ def test_finetune__a_teacher_that_cannot_teach_is_told_before_the_training(
         save_checkpoint(teacher, replace(load_checkpoint(checkpoint), **changes))
     with pytest.raises(EdgeloopError, match=told):
         finetune(request(data, tmp_path / "run", pool, teacher))
-    assert not list((tmp_path / "run").rglob("*.pt"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_finetune__a_teacher_without_a_pool_is_refused(data: Path, checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="--teacher labels the frames of --pool"):
+        finetune(finetune_request(data, tmp_path / "run", teacher=checkpoint))
