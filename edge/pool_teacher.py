@@ -33,6 +33,7 @@ PSEUDO_LABELS = "pseudo_labels.json"
 LABELS_SHA256, INIT_LABELS_SHA256 = "labels_sha256", "init_labels_sha256"
 _MOSAIC = 4  # frames in a picture that the student sees
 _TOGETHER = 16  # frames that the teacher looks at, at most
+_MOST_NAMES = 5  # of classes, in a sentence
 _REMEDIES = "that is the teacher; lower it, or give a smaller --teacher or one for smaller pictures"
 
 
@@ -123,7 +124,7 @@ def _read(path: Path, names: Sequence[str], *, resume: bool) -> Checkpoint:
             raise CheckpointError(f"it is a {found.kind}; fine-tune it on the same labels first with: edge finetune --init")
         if found.names != tuple(names):
             raise CheckpointError(
-                f"it knows {', '.join(found.names)}, but the labels have {', '.join(names)}; fine-tune it on the same data.yaml first"
+                f"it knows {_listed(found.names)}, but the labels have {_listed(names)}; fine-tune it on the same data.yaml first"
             )
         if found.imgsz % STRIDE:
             raise CheckpointError(f"it was trained at {found.imgsz} px, no multiple of {STRIDE}; take another")
@@ -131,3 +132,8 @@ def _read(path: Path, names: Sequence[str], *, resume: bool) -> Checkpoint:
     except CheckpointError as error:
         raise CheckpointError(f"--teacher {path}: {error}") from error
     return with_training(found, None)
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = len(names) - _MOST_NAMES
+    return ", ".join(names[:_MOST_NAMES]) + (f" and {more} more" if more > 0 else "")

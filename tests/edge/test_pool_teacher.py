@@ -143,6 +143,7 @@ def test_finetune__a_teacher_that_may_know_held_out_images_is_told_and_in_the_li
     ("changes", "told"),
     [
         ({"kind": "backbone"}, r"--teacher .*teacher\.pt: it is a backbone; fine-tune it on the same labels first"),
+        ({"names": tuple("abcdefg")}, r"it knows a, b, c, d, e and 2 more, but the labels have "),
         ({"imgsz": 50}, r"--teacher .*teacher\.pt: it was trained at 50 px, no multiple of 32"),
         ({"names": ("x", "y")}, r"--teacher .*teacher\.pt: it knows x, y, but the labels have "),
         (None, r"--teacher .*teacher\.pt: no such checkpoint"),
