@@ -165,8 +165,8 @@ def _of_teachers(arm: str, name: str, records: Records) -> str:
         own = [record for record in records if record["fraction"] == share]
         map50_95, f1 = (np.mean([record[f"teacher_{measure}"] for record in own]) for measure in ("map50_95", "f1"))
         told.append(f"{map50_95:.3f} / {f1:.3f} with {100 * share:g} %")
-    cost = np.mean([record["teacher_seconds"] for record in records])
-    return f"The teachers of {arm} on {name} have mAP50-95 / F1 {', '.join(told)} of the labels; training one took {cost:.0f} s in the mean."
+    cost = np.median([record["teacher_seconds"] for record in records])  # a run that was paused took longer
+    return f"The teachers of {arm} on {name} have mAP50-95 / F1 {', '.join(told)} of the labels; training one took {cost:.0f} s in the median."
 
 
 def _value(gauge: Gauge) -> str:

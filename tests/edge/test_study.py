@@ -102,7 +102,7 @@ def test_notes__how_good_the_teachers_are() -> None:
     assert told.startswith(
         "The teachers of taught on steel have mAP50-95 / F1 0.500 / 0.700 with 10 %, 0.650 / 0.700 with 25 % of the"
     )
-    assert told.endswith("training one took 60 s in the mean.")
+    assert told.endswith("training one took 60 s in the median.")
 
 
 def test_verdicts__what_paid_and_what_did_not() -> None:
