@@ -124,7 +124,7 @@ def _train(request: FinetuneRequest, dataset: Dataset, teacher: PoolTeacher) -> 
             taught = None
             if look > looked:
                 average = _checkpoint(ema.ema, dataset, request, lineage)
-                if look == epoch and not request.teacher:
+                if look == epoch and not request.teacher:  # one that is given looks once
                     run.save(average)  # what the look before it gave is about to be overwritten
                 taught, looked = teacher.taught(dataset, average, look), look
                 loaders = _Loaders(dataset.names, labels, taught.images, request)
@@ -141,12 +141,20 @@ def _train(request: FinetuneRequest, dataset: Dataset, teacher: PoolTeacher) -> 
             run.finish_epoch(_checkpoint(ema.ema, dataset, request, lineage), figures)
     if found is None and dataset.val:
         found = _evaluate(ema.ema, dataset, request)
+    _release(ema.ema, dataset, request, lineage, found)
+    return Finetuned(path, found, run.extra.get("figures", []))
+
+
+def _release(
+    detector: DetectionModel, dataset: Dataset, request: FinetuneRequest, lineage: dict[str, str], found: Accuracy | None
+) -> None:
+    """Writes `detector.pt`, with what was measured in its lineage."""
     measured = {f"{HELD_OUT}{name}": str(value) for name, value in found.as_dict().items()} if found else {}
     if request.pool:
         believed = Taught.read(request.out / PSEUDO_LABELS)
         measured |= dict(zip(LAST_LOOK, map(str, (believed.looked, believed.boxes)), strict=True))
-    save_checkpoint(path, with_training(_checkpoint(ema.ema, dataset, request, {**lineage, **measured}), None))
-    return Finetuned(path, found, run.extra.get("figures", []))
+    released = _checkpoint(detector, dataset, request, {**lineage, **measured})
+    save_checkpoint(request.out / DETECTOR, with_training(released, None))
 
 
 def _lineage(of_init: Mapping[str, str], request: FinetuneRequest, dataset: Dataset, digest: str) -> dict[str, str]:

@@ -1,8 +1,9 @@
 from __future__ import annotations
 
 import json
-import math
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,107 +20,12 @@ from edge.demo.scene import SimulatedScene
 from edge.errors import TrainingError
 from edge.study import _pool, _unlabeled, same_plan, study
 from edge.study_plan import SetPlan, StudyPlan, cells_of, load_plan
-from edge.study_report import mean_and_half, notes, plot, rows_of, table, verdicts
 from edge.training import Run
 from edge.yolo import build_detector
 from runtime.errors import EdgeloopError, SourceError
 from runtime.images import read_image
 from runtime.pool import Pool
 from tests.conftest import ROOT, write_images
-
-RECORDS: list[dict[str, Any]] = [
-    {"set": "steel", "fraction": 0.1, "arm": arm, "seed": seed, "map50_95": value, "f1": 2 * value}
-    for arm, values in (
-        ("scratch", (0.10, 0.14, 0.12)), ("coco", (0.30, 0.34, 0.32)), ("coco+ssl", (0.33, 0.37, 0.34)), ("ssl", (0.20, 0.38, 0.31)),
-    )
-    for seed, value in enumerate(values)
-]  # fmt: skip
-
-
-def test_rows_of__means_intervals_and_gains_seed_by_seed() -> None:
-    rows = {row.arm: row for row in rows_of(RECORDS)}
-    assert rows["coco"].map50_95 == pytest.approx((0.32, 4.303 * 0.02 * math.sqrt(1 / 3 + 0.25)), rel=1e-3)
-    assert rows["coco"].f1[0] == pytest.approx(0.64)
-    assert math.isnan(rows["coco"].over_baseline[0])
-    assert rows["coco"].over_floor[0] == pytest.approx(0.2)
-    gain, half = rows["coco+ssl"].over_baseline
-    assert gain == pytest.approx((0.03 + 0.03 + 0.02) / 3)
-    assert rows["coco+ssl"].f1_over_baseline == pytest.approx((2 * gain, 2 * half))
-    assert half < gain, "paired seeds: beyond the interval though the means overlap"
-    gain, half = rows["ssl"].over_baseline
-    assert half > abs(gain)
-    told = table(list(rows.values()))
-    assert (
-        "| steel | 10 % | coco+ssl | 0.347 ± 0.068 | +2.7 ± 1.9 ▲ | +22.7 ± 1.9 ▲ | 0.693 ± 0.137 | +5.3 ± 3.8 ▲ | 3 |" in told
-    )
-    assert "▲" not in told.split("| ssl |")[1].split("|")[2]
-
-
-def test_rows_of__over_all_fractions_seed_by_seed() -> None:
-    more = [{**record, "fraction": 0.25, "map50_95": record["map50_95"] + 0.1} for record in RECORDS]
-    rows = {row.arm: row for row in rows_of([*RECORDS, *more[:-1]]) if row.fraction is None}
-    assert rows["coco"].map50_95[0] == pytest.approx(0.37)
-    assert rows["coco+ssl"].over_baseline == pytest.approx(
-        (0.08 / 3, 4.303 * 0.01 / math.sqrt(3) * math.sqrt(1 / 3 + 0.25)), rel=1e-3
-    )
-    assert rows["ssl"].seeds == 2, "a seed that lacks a fraction is no mean"
-    assert "| steel | all | coco |" in table(list(rows.values()))
-    assert not any(row.fraction is None for row in rows_of(RECORDS))
-
-
-def test_mean_and_half__of_one_seed_there_is_no_interval() -> None:
-    assert mean_and_half([0.5], 0.2)[0] == 0.5
-    assert math.isnan(mean_and_half([0.5], 0.2)[1])
-    assert math.isnan(mean_and_half([], 0.2)[0])
-
-
-def test_rows_of__the_more_is_held_out_the_wider_the_interval() -> None:
-    half = [{**record, "val": 0.5} for record in RECORDS]
-    wide, usual = (next(row for row in rows_of(records) if row.arm == "coco") for records in (half, RECORDS))
-    assert wide.map50_95[1] / usual.map50_95[1] == pytest.approx(math.sqrt((1 / 3 + 1) / (1 / 3 + 0.25)))
-
-
-def test_notes__whose_teacher_believed_nothing() -> None:
-    records = [{**RECORDS[0], "last_look_boxes": count} for count in (0, 3)]
-    (told,) = notes([*RECORDS, *records])
-    assert told.startswith("scratch on steel with 10 %, seed 0: the teacher believed no box")
-
-
-def test_notes__how_good_the_teachers_are() -> None:
-    taught = [
-        {
-            **record,
-            "arm": "taught",
-            "fraction": share,
-            "teacher_map50_95": 0.4 + share,
-            "teacher_f1": 0.7,
-            "teacher_seconds": 60.0,
-        }
-        for share in (0.25, 0.1)
-        for record in RECORDS[:3]
-    ]
-    (told,) = notes([*RECORDS, *taught])
-    assert told.startswith(
-        "The teachers of taught on steel have mAP50-95 / F1 0.500 / 0.700 with 10 %, 0.650 / 0.700 with 25 % of the"
-    )
-    assert told.endswith("training one took 60 s in the median.")
-
-
-def test_verdicts__what_paid_and_what_did_not() -> None:
-    (told,) = verdicts(rows_of(RECORDS))
-    assert told.startswith("steel: the best arm beside coco is coco+ssl, over coco +2.7 points (beyond its interval of ± 1.")
-    assert " in mAP50-95 and +5.3 points (beyond its interval of ± 3." in told
-    assert "; ssl over scratch +17.7 points (within its interval of ± " in told
-    assert told.endswith(") in mAP50-95.")
-    assert "+3.0 points (one seed)" in verdicts(rows_of([record for record in RECORDS if record["seed"] == 0]))[0]
-    assert verdicts(rows_of([record for record in RECORDS if record["arm"] == "coco"])) == []
-
-
-def test_plot__draws_every_arm(tmp_path: Path) -> None:
-    plot(rows_of([*RECORDS, *({**record, "fraction": 0.25} for record in RECORDS)]), tmp_path / "plot.svg")
-    drawn = (tmp_path / "plot.svg").read_text()
-    assert drawn.startswith("<?xml")
-    assert len(drawn) > 5000
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +49,19 @@ def plan_of(folder: Path, **changes: Any) -> dict[str, Any]:
 
 def cut(*_: object) -> None:
     raise KeyboardInterrupt
+
+
+@contextmanager
+def cut_after_an_epoch(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    finish = Run.finish_epoch
+
+    def killed(run: Run, *arguments: Any) -> None:
+        finish(run, *arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Run, "finish_epoch", killed)
+        yield
 
 
 @pytest.mark.slow
@@ -261,14 +180,7 @@ def test_study__arms_share_a_teacher_of_their_labels(folder: Path, tmp_path: Pat
 @pytest.mark.slow
 def test_study__a_run_with_a_pool_that_was_cut_goes_on(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = StudyPlan.model_validate(plan_of(folder, arms={"pool": {"pool": True}}))
-    finish = Run.finish_epoch
-
-    def killed(run: Run, *arguments: Any) -> None:
-        finish(run, *arguments)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Run, "finish_epoch", killed)
+    with cut_after_an_epoch(monkeypatch):
         study(plan, tmp_path / "out")
     assert (tmp_path / "out" / "line" / "seed0" / "pool-0.8" / "run" / "last.pt").is_file()
     assert len(study(plan, tmp_path / "out")) == 1
@@ -418,14 +330,7 @@ def test_study__a_teacher_that_was_cut_goes_on(
 ) -> None:
     arm = {"pool": True, "teacher": {"imgsz": 96}}
     plan = StudyPlan.model_validate(plan_of(folder, weights=str(checkpoint), arms={"a": arm}))
-    finish = Run.finish_epoch
-
-    def killed(run: Run, *arguments: Any) -> None:
-        finish(run, *arguments)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Run, "finish_epoch", killed)
+    with cut_after_an_epoch(monkeypatch):
         study(plan, tmp_path / "out")
     (last,) = (tmp_path / "out" / "line" / "seed0").glob("_teacher-*/last.pt")
     (record,) = study(plan, tmp_path / "out")
