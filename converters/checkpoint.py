@@ -187,6 +187,8 @@ def _from_ours(path: Path, content: Mapping[str, Any], model: str | None) -> Che
     try:
         if not all(isinstance(value, torch.Tensor) for value in dict(content["state"]).values()):
             raise TypeError("state holds more than tensors")
+        if not all(isinstance(name, str) for name in content["names"]):
+            raise TypeError("names holds more than strings")
         if model is not None and model != content["model"]:
             raise CheckpointError(f"{path} is of {content['model']}, but --model says {model}; leave it out")
         spec = content.get("architecture")

@@ -17,9 +17,10 @@ from converters.checkpoint import HELD_OUT, Checkpoint, save_checkpoint
 from edge.errors import TrainingError
 from edge.finetune_request import LOOKS, FinetuneRequest, check
 from edge.injection import inject_all
+from edge.lineage import LABELS_SHA256, seen_labels, with_seen
 from edge.loader_processes import killed_told, signals_wait, without_advice
 from edge.pool_light import PoolLight
-from edge.pool_teacher import INIT_LABELS_SHA256, LABELS_SHA256, PSEUDO_LABELS, PoolTeacher
+from edge.pool_teacher import PSEUDO_LABELS, TEACHER, PoolTeacher
 from edge.processes import detection_loss, launched_fabric
 from edge.run_folder import run_folder
 from edge.self_training import Taught
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     import torch
     from lightning_fabric import Fabric
     from ultralytics.nn.tasks import DetectionModel
+
+    from edge.yolo import WeightAverage
 
 
 DETECTOR = "detector.pt"
@@ -67,8 +70,11 @@ def finetune(request: FinetuneRequest) -> Finetuned:
 
     Raises:
         DataError: unusable labels.
-        CheckpointError: weights of another architecture.
-        TrainingError: nothing to resume, a folder in use, a loss that is not finite.
+        SourceError: a damaged image.
+        PoolError: no pool, or an empty one.
+        CheckpointError: weights of another architecture, or a teacher that cannot teach these classes.
+        TrainingError: settings that do not go together, nothing to resume, a folder in use, out of memory, too many damaged
+            frames, or a loss that is not finite.
     """
     check(request)
     with run_folder(request.out, resume=request.resume):
@@ -85,10 +91,28 @@ def finetune(request: FinetuneRequest) -> Finetuned:
         return done
 
 
-def _train(request: FinetuneRequest, dataset: Dataset, teacher: PoolTeacher) -> Finetuned:
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """All that the epochs work on.
+
+    Attributes:
+        labels: the labelled images, to be trained on.
+        dataset: the same with what is held out.
+        ema: average of the detector's weights, which is released.
+    """
+
+    fabric: Fabric
+    labels: Sequence[TrainingImage]
+    dataset: Dataset
+    lineage: dict[str, str]
+    detector: DetectionModel
+    ema: WeightAverage
+    run: Run
+
+
+def _prepared(request: FinetuneRequest, dataset: Dataset, teacher: PoolTeacher) -> _Prepared:
     import torch
 
-    path = request.out / DETECTOR
     refuse_damaged(dataset.val, "held-out")
     labels = whole_images(dataset.train)
     dataset = replace(dataset, train=tuple(image.item for image in labels))
@@ -97,18 +121,25 @@ def _train(request: FinetuneRequest, dataset: Dataset, teacher: PoolTeacher) -> 
     digest = data_digest(dataset)
     fabric = launched_fabric(request.precision)
     detector = build_detector(request.model, dataset.names, request.seed)
-    lineage = _lineage(inject_all(detector, request.init, request.model).lineage, request, dataset, digest)
-    lineage |= teacher.lineage(digest)
+    of_init = inject_all(detector, request.init, request.model).lineage
+    lineage = _lineage(of_init, teacher.lineage(digest), request, len(labels)) | {LABELS_SHA256: digest}
     detector.to(device=fabric.device, memory_format=torch.channels_last)
     optimizer = adamw(_rates(detector, request), _WEIGHT_DECAY)
-    steps_an_epoch = request.steps(len(dataset.train))
-    ema = weight_average(detector, request.epochs * steps_an_epoch)
+    ema = weight_average(detector, request.epochs * request.steps(len(labels)))
     if request.activation_checkpointing:
         from edge.activation_checkpointing import checkpoint_activations
 
         checkpoint_activations(layers_of(detector, request.model))
     run = Run(request.out, {"detector": detector, "ema": ema.ema}, optimizer, Budget(request.epochs, request.lr), request.seed)
     run.start(_fingerprint(request, dataset, digest), resume=request.resume)
+    return _Prepared(fabric, labels, dataset, lineage, detector, ema, run)
+
+
+def _train(request: FinetuneRequest, dataset: Dataset, teacher: PoolTeacher) -> Finetuned:
+    path = request.out / DETECTOR
+    prepared = _prepared(request, dataset, teacher)
+    dataset, lineage, labels = prepared.dataset, prepared.lineage, prepared.labels
+    detector, ema, run = prepared.detector, prepared.ema, prepared.run
     if run.epoch == request.epochs and path.is_file():
         sys.stderr.write(f"the run in {request.out} is finished; to train longer, start another with --init {path}\n")
         found = _evaluate(ema.ema, dataset, request) if dataset.val else None
@@ -116,8 +147,9 @@ def _train(request: FinetuneRequest, dataset: Dataset, teacher: PoolTeacher) -> 
     if request.pool:
         Snapshot(request.out)  # frames that are gone are told now, not when their turn comes
     loaders, looked, found = _Loaders(dataset.names, labels, (), request), -1, None
+    steps_an_epoch = request.steps(len(labels))
     left = (request.epochs - run.epoch) * steps_an_epoch
-    with memory_told(request.batch, _REMEDIES), killed_told(), Progress("finetune", left) as progress:
+    with memory_told(f"--batch {request.batch}", _REMEDIES), killed_told(), Progress("finetune", left) as progress:
         ema.updates = run.epoch * steps_an_epoch
         for epoch in run.epochs(steps_an_epoch):
             look = max((each for each in request.looks if each <= epoch), default=-1)
@@ -131,7 +163,7 @@ def _train(request: FinetuneRequest, dataset: Dataset, teacher: PoolTeacher) -> 
                 seed_everything(request.seed, epoch)  # as in a run that was cut and reads what was believed
             _train_mode(detector, request, epoch)
             figures = train_epoch(
-                run, loaders.of(epoch), _loss(detector, fabric, request), partial(ema.update, detector), progress
+                run, loaders.of(epoch), _loss(detector, prepared.fabric, request), partial(ema.update, detector), progress
             )
             if taught and taught.epoch == epoch:
                 figures |= {"looked_s": taught.seconds}
@@ -157,16 +189,13 @@ def _release(
     save_checkpoint(request.out / DETECTOR, with_training(released, None))
 
 
-def _lineage(of_init: Mapping[str, str], request: FinetuneRequest, dataset: Dataset, digest: str) -> dict[str, str]:
-    before = {INIT_LABELS_SHA256: of_init[LABELS_SHA256]} if LABELS_SHA256 in of_init else {}
-    return {
-        **of_init,
-        **before,
-        LABELS_SHA256: digest,
-        "labels": str(len(dataset.train)),
-        "finetune_epochs": str(request.epochs),
-        "finetune_seed": str(request.seed),
-    }
+def _lineage(
+    of_init: Mapping[str, str], of_teacher: Mapping[str, str], request: FinetuneRequest, labels: int
+) -> dict[str, str]:
+    """What a detector began as, without how good that was and who taught it; who teaches this one, and by what."""
+    begun = {key: value for key, value in of_init.items() if not key.startswith((HELD_OUT, TEACHER)) and key not in LAST_LOOK}
+    told = {"labels": str(labels), "finetune_epochs": str(request.epochs), "finetune_seed": str(request.seed)}
+    return with_seen({**begun, **of_teacher, **told}, seen_labels(of_init))
 
 
 def _fingerprint(request: FinetuneRequest, dataset: Dataset, digest: str) -> dict[str, str | float]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from converters.checkpoint import load_checkpoint
 from converters.errors import CheckpointError
+from edge.lineage import seen_labels, with_seen
 from edge.yolo import Part, inject
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ class Injected:
 
     Attributes:
         kinds: of the files, in their order.
-        lineage: theirs, the later over the earlier, and how many tensors each gave.
+        lineage: theirs, the later over the earlier, all labels that one of them has seen, and how many tensors each gave.
     """
 
     kinds: tuple[str, ...]
@@ -39,6 +40,7 @@ def inject_all(detector: DetectionModel, paths: Sequence[Path], model: str) -> I
     """
     kinds: list[str] = []
     lineage: dict[str, str] = {}
+    seen: frozenset[str] = frozenset()
     for path in paths:
         source = load_checkpoint(path)
         if kinds and _covered(source.kind) >= _covered(kinds[-1]):
@@ -52,8 +54,9 @@ def inject_all(detector: DetectionModel, paths: Sequence[Path], model: str) -> I
             raise CheckpointError(f"--init {path}: {error}") from error
         sys.stderr.write(f"injected {source.kind} {path}: {told}\n")
         kinds.append(source.kind)
+        seen |= seen_labels(source.lineage)
         lineage |= {**source.lineage, f"init_{source.kind}": str(told)}
-    return Injected(tuple(kinds), lineage)
+    return Injected(tuple(kinds), with_seen(lineage, seen))
 
 
 def refuse_uncovered(part: Part, injected: Injected) -> None:

@@ -8,7 +8,9 @@ et al. 2018, "Data distillation", arXiv 1712.04440).
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +18,7 @@ from converters.checkpoint import Checkpoint, detector_from_checkpoint, load_che
 from converters.errors import CheckpointError
 from edge.errors import TrainingError
 from edge.fused_looks import fused_looks
+from edge.lineage import UNKNOWN, seen_labels, with_seen
 from edge.processes import launched_fabric
 from edge.self_training import Look, Pupils, Taught
 from edge.snapshot import Snapshot
@@ -29,12 +32,12 @@ if TYPE_CHECKING:
     from edge.finetune_request import FinetuneRequest
 
 PSEUDO_LABELS = "pseudo_labels.json"
-# In the lineage: the labels that a detector was fine-tuned on, and those of the detector that it began as.
-LABELS_SHA256, INIT_LABELS_SHA256 = "labels_sha256", "init_labels_sha256"
+TEACHER = "teacher"  # what the keys in the lineage that tell of it begin with
 _MOSAIC = 4  # frames in a picture that the student sees
 _TOGETHER = 16  # frames that the teacher looks at, at most
 _MOST_NAMES = 5  # of classes, in a sentence
-_REMEDIES = "that is the teacher; lower it, or give a smaller --teacher or one for smaller pictures"
+_LARGEST = 4096  # side of a picture, as --imgsz has it
+_REMEDIES = "lower --batch below that, or give a smaller --teacher or one for smaller pictures"
 
 
 class PoolTeacher:
@@ -57,19 +60,21 @@ class PoolTeacher:
         self._pupils: Pupils | None = None
 
     def lineage(self, digest: str) -> dict[str, str]:
-        """Of a run with these labels: who taught it. Says on stderr where that one may know held-out images."""
+        """Of a run with these labels: who taught it, and all labels that have a part in it. Says on stderr where the teacher may
+        know held-out images.
+        """
         if self._given is None:
-            return {}
-        own, before = (self._given.lineage.get(key) for key in (LABELS_SHA256, INIT_LABELS_SHA256))
-        if own is None:
+            return with_seen({}, {digest})
+        seen = seen_labels(self._given.lineage) or {UNKNOWN}
+        if seen == {UNKNOWN}:
             self._tell("does not say which labels it learnt from")
-        elif own != digest or before not in (None, digest):
-            self._tell("learnt from other labels as well" if own == digest else "learnt from other labels")
-        return {
-            "teacher_sha256": sha256_of_file(Path(str(self._request.teacher))),
-            "teacher": f"{self._given.model} at {self._given.imgsz} px",
-            "teacher_labels_sha256": own or "unknown",
+        elif seen != {digest}:
+            self._tell("learnt from other labels as well" if digest in seen else "learnt from other labels")
+        told = {
+            f"{TEACHER}_sha256": sha256_of_file(Path(str(self._request.teacher))),
+            TEACHER: f"{self._given.model} at {self._given.imgsz} px",
         }
+        return with_seen(told, seen, {digest})
 
     def _tell(self, told: str) -> None:
         sys.stderr.write(
@@ -86,17 +91,20 @@ class PoolTeacher:
 
         Raises:
             TrainingError: out of memory, or too many frames are damaged.
+            SourceError: a labelled or held-out image is damaged.
         """
+        began_s = time.monotonic()
         if self._path.is_file() and (kept := Taught.read(self._path)).epoch == epoch:  # the run was cut
             return kept
         self._pupils = self._pupils or Pupils(Snapshot(self._request.out), dataset.train, dataset.val, len(dataset.names))
         look = self._look(epoch, len(dataset.train))
         if self._given:
-            with memory_told(look.together, _REMEDIES):
+            with memory_told(f"a teacher that looks at {look.together} frames at once", _REMEDIES):
                 taught = self._pupils.taught(self._detect(self._given), look)
             self._pupils = None  # it looks once
         else:
             taught = self._pupils.taught(self._detect(average), look)
+        taught = replace(taught, seconds=round(time.monotonic() - began_s, 2))
         taught.write(self._path)
         who = "teacher" if self._given else "average so far"
         sys.stderr.write(f"the {who} believes {taught.boxes} boxes in {taught.looked} frames of the pool\n")
@@ -126,8 +134,10 @@ def _read(path: Path, names: Sequence[str], *, resume: bool) -> Checkpoint:
             raise CheckpointError(
                 f"it knows {_listed(found.names)}, but the labels have {_listed(names)}; fine-tune it on the same data.yaml first"
             )
-        if found.imgsz % STRIDE:
-            raise CheckpointError(f"it was trained at {found.imgsz} px, no multiple of {STRIDE}; take another")
+        if found.imgsz % STRIDE or not STRIDE <= found.imgsz <= _LARGEST:
+            raise CheckpointError(
+                f"it was trained at {found.imgsz} px, no multiple of {STRIDE} from {STRIDE} to {_LARGEST}; take another"
+            )
         detector_from_checkpoint(found)
     except CheckpointError as error:
         raise CheckpointError(f"--teacher {path}: {error}") from error

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from converters.checkpoint import Checkpoint, save_checkpoint
+from converters.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from edge.collapse import FEWEST, refuse_collapse
 from edge.errors import StorageError, TrainingError
 from edge.injection import inject_all
+from edge.lineage import seen_labels, with_seen
 from edge.loader_processes import killed_told
 from edge.methods import Settings, build_method
 from edge.pretrain_request import PretrainRequest, check, remedies_of, settings_of, teacher_of
@@ -36,6 +37,7 @@ from runtime.progress import Progress
 if TYPE_CHECKING:
     import torch
     from lightning_fabric import Fabric
+    from ultralytics.nn.tasks import DetectionModel
 
     from edge.collapse import Spread
     from edge.shard_loader import ShardLoader
@@ -88,11 +90,11 @@ def _pretrained(request: PretrainRequest) -> Path:
             return path
     fabric = launched_fabric(request.precision)
     detector = build_detector(request.model, ["object"], request.seed)
-    _start_from(detector, request)
+    before = _start_from(detector, request)
     began = {key: value.clone() for key, value in detector.state_dict().items()}
     frames = _frames(request, fabric)
     trained, loader, run = _prepared(request, detector, frames, fabric)
-    lineage = _lineage(request, frames)
+    lineage = with_seen(_lineage(request, frames), seen_labels(before), _teachers_labels(request))
 
     def checkpoint() -> Checkpoint:
         state = (trained.average.ema if trained.average else detector).state_dict()
@@ -102,7 +104,7 @@ def _pretrained(request: PretrainRequest) -> Path:
 
     left = (request.epochs - run.epoch) * loader.steps - run.step_in_epoch
     with (
-        memory_told(request.batch, remedies_of(request)),
+        memory_told(f"--batch {request.batch}", remedies_of(request)),
         killed_told(),
         Progress("pretrain", left, shown=is_first()) as progress,
     ):
@@ -318,6 +320,13 @@ def _lineage(request: PretrainRequest, frames: Snapshot | ShardSet) -> dict[str,
     }  # fmt: skip
 
 
-def _start_from(detector: torch.nn.Module, request: PretrainRequest) -> None:
-    if request.init is not None:
-        inject_all(detector, (request.init,), request.model)
+def _teachers_labels(request: PretrainRequest) -> frozenset[str]:
+    """That a YOLO which is distilled was fine-tuned on."""
+    if request.teacher is None or request.teacher_model:
+        return frozenset()
+    return seen_labels(load_checkpoint(request.teacher).lineage)
+
+
+def _start_from(detector: DetectionModel, request: PretrainRequest) -> dict[str, str]:
+    """The lineage of what the run begins as."""
+    return inject_all(detector, (request.init,), request.model).lineage if request.init else {}

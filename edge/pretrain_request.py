@@ -38,8 +38,9 @@ class PretrainRequest:
         upright: scenes have an up and a down.
         anchor: weight of staying near `init` (dense and hybrid); 0 for none.
         activation_checkpointing: compute activations twice instead of keeping them; the weights come out the same.
-        interpolate: share of what was learnt in the weights that are written, the rest is `init`'s (WiSE-FT, Wortsman et al.
-            2022, arXiv 2109.01903); 1 for all of it.
+        interpolate: share of what was learnt in the weights that are written, the rest is of those that training began with,
+            `init`'s (WiSE-FT, Wortsman et al. 2022, arXiv 2109.01903) or fresh ones (Ash and Adams 2020, arXiv 1910.08475); 1
+            for all of it.
         chunk: images that fit the memory at once; 0 for the whole batch. The gradients of simclr and vicreg stay those of the
             batch, those of moco, dense, hybrid and cutpaste are accumulated.
         teacher_model: timm's name of the teacher; empty for a YOLO.
@@ -87,13 +88,18 @@ def most_of(method: str) -> Part:
     return kind_of(method).parts[0]
 
 
-def usual_of(*, from_detector: bool) -> tuple[float, float]:
+def usual_of(init: str | None) -> tuple[float, float]:
     """Learning rate, and share of what is learnt in what is written, for who names none.
 
     From a detector's weights a short pretraining on few frames forgets more than it learns, so it learns slowly and goes half of
-    the way (WiSE-FT, arXiv 2109.01903); docs/study.md's arms from COCO weights do so.
+    the way (WiSE-FT, arXiv 2109.01903). Weights that have learnt one thing are slower to learn the next than fresh ones are, so
+    from those it goes half of the way as well (Ash and Adams 2020, "On warm-starting neural network training", arXiv 1910.08475).
+    docs/study.md has arms for both.
+
+    Args:
+        init: the kind of the checkpoint that training begins as; None for fresh weights.
     """
-    return (3e-4, 0.5) if from_detector else (1e-3, 1.0)
+    return 3e-4 if init == "detector" else 1e-3, 0.5 if init in ("detector", None) else 1.0
 
 
 def check(request: PretrainRequest) -> None:
@@ -116,8 +122,6 @@ def check(request: PretrainRequest) -> None:
         raise TrainingError("--teacher-model says what --teacher is; give both, or leave it out")
     if request.teacher and request.method != "distill":
         raise TrainingError(f"--teacher is for distill, and {request.method} has none; leave it out")
-    if request.interpolate < 1 and request.init is None:
-        raise TrainingError("--interpolate lies between --init and what is learnt; give --init, or leave it out")
     check_part(request.method, request.part)
     if request.activation_checkpointing and kind.is_masked:
         raise TrainingError(f"--activation-checkpointing is not for {request.method}; give --chunk instead")

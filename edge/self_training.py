@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,14 +59,14 @@ class Taught:
         looked: frames that were looked at.
         boxes: that were believed.
         epoch: before which the teacher looked.
-        seconds: that it took.
+        seconds: that it took, with reading the images that frames must not show.
     """
 
     images: tuple[TrainingImage, ...]
     looked: int
     boxes: int
     epoch: int
-    seconds: float
+    seconds: float = 0.0
 
     def write(self, path: Path) -> None:
         """Keeps it for a run that is resumed, and for who wants to look."""
@@ -125,7 +124,6 @@ class Pupils:
         Raises:
             TrainingError: too many frames are damaged.
         """
-        began_s = time.monotonic()
         rng = np.random.default_rng((look.seed, _STREAM, look.epoch))
         seen = self._seen(detect, rng.permutation(len(self._frames)).tolist(), look)
         counts = np.bincount(np.concatenate([item.class_id for item in self._labels]), minlength=self._classes)
@@ -137,7 +135,7 @@ class Pupils:
             boxes += len(sure)
             if len(sure) or rng.random() < empty:
                 images.append(_image(self._frames, position, size, sure, unsure))
-        return Taught(tuple(images), len(seen), boxes, look.epoch, round(time.monotonic() - began_s, 2))
+        return Taught(tuple(images), len(seen), boxes, look.epoch)
 
     def _seen(self, detect: DetectBatch, order: Sequence[int], look: Look) -> list[tuple[int, tuple[int, int], Detections]]:
         """Position, size and detections of the first frames in the order that may be learnt from."""

@@ -37,6 +37,7 @@ RESULTS = "results.jsonl"
 _RESULT, _RUN = "result.json", "run"  # in a run's folder
 _COMPARED = ("scratch", "coco", "ssl", "coco+ssl", "coco+pool", "coco+ssl+pool")
 _NO_QUOTA = 2**50  # bytes
+_FEWEST_EPOCHS = 2  # of all arms alike: one with labels alone, and one with frames beside them
 
 
 def study(plan: StudyPlan, out: Path) -> list[dict[str, Any]]:
@@ -141,15 +142,14 @@ def _run(plan: StudyPlan, cell: Cell, out: Path) -> dict[str, Any]:
     own, held_out = ([item.path for item in part] for part in (everything.train, everything.val))
     pool = _pool(home / "_pool", [*own, *_unlabeled(spec, held_out)], held_out)
     init = _init(plan, arm, cell, home, pool)
-    steps_per_epoch = max(1, labels // plan.finetune.batch)
-    fewest = 2 if any(each.pool and not each.teacher for each in plan.arms.values()) else 1  # the same for all arms
-    epochs = max(fewest, round(plan.finetune.steps / steps_per_epoch))
     run = out / cell.name / _RUN
     request = FinetuneRequest(
-        data, run, model=plan.model, init=init, imgsz=plan.imgsz, batch=plan.finetune.batch, epochs=epochs, lr=plan.finetune.lr,
+        data, run, model=plan.model, init=init, imgsz=plan.imgsz, batch=plan.finetune.batch, lr=plan.finetune.lr,
         seed=cell.seed, freeze=plan.finetune.freeze, layer_decay=plan.finetune.layer_decay, precision=plan.finetune.precision,
         upright=plan.pretrain.upright, resume=(run / LAST).is_file(),
     )  # fmt: skip
+    epochs = max(_FEWEST_EPOCHS, round(plan.finetune.steps / request.steps(labels)))
+    request = replace(request, epochs=epochs)
     taught = _taught(plan, arm, request, home / f"_teacher-{cell.fraction:g}")
     if arm.pool:
         burn_in = None if taught else plan.finetune.burn_in
@@ -165,7 +165,7 @@ def _run(plan: StudyPlan, cell: Cell, out: Path) -> dict[str, Any]:
         "fraction": cell.fraction,
         "seed": cell.seed,
         "labels": labels,
-        "val": spec.val,
+        "others": len(everything.train),
         "seconds": round(sum(line["seconds"] for line in done.curve), 1),
         "ssl_seconds": _seconds(init[-1].parent) if arm.ssl else 0.0,
         **({"look_seconds": round(sum(line.get("looked_s", 0.0) for line in done.curve), 1)} if arm.pool else {}),
@@ -251,7 +251,7 @@ def _init(plan: StudyPlan, arm: Arm, cell: Cell, home: Path, pool: Path) -> tupl
             epochs=chosen.epochs, lr=chosen.lr, seed=cell.seed,
             resume=(run / LAST).is_file(), method=chosen.method, part=chosen.part, upright=chosen.upright,
             teacher=Path(chosen.teacher) if chosen.teacher else None, teacher_model=chosen.teacher_model, precision=chosen.precision,
-            anchor=chosen.anchor if start else 0.0, interpolate=chosen.interpolate if start else 1.0, average=chosen.average,
+            anchor=chosen.anchor if start else 0.0, interpolate=chosen.interpolate, average=chosen.average,
         )  # fmt: skip
         pretrain(request)
     (run / LAST).unlink(missing_ok=True)

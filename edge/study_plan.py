@@ -170,14 +170,12 @@ class StudyPlan(_Strict):
         return self
 
     def _check_teacher(self, name: str, arm: Arm) -> None:
-        if arm.teacher is None:
-            return
-        if arm.teacher.model:
-            _refuse_unknown(arm.teacher.model)
-        if not arm.pool:
-            raise ValueError(f"arm {name} has a `teacher` that labels nothing; add `pool: true`")
         try:
-            self.teacher_of(arm)
+            teacher = self.teacher_of(arm)
+            if teacher and not arm.pool:
+                raise ValueError("its `teacher` labels nothing; add `pool: true`")
+            if teacher:
+                _refuse_unknown(teacher.model)
         except ValueError as error:
             raise ValueError(f"arm {name}: {error}") from error
 
@@ -220,7 +218,7 @@ class StudyPlan(_Strict):
         missing = dict.fromkeys(str(path) for path in [*(path for path, *_ in wanted), *teachers] if not path.is_file())
         if missing:
             raise TrainingError(f"no such checkpoint: {', '.join(missing)}; correct the plan")
-        for path, model, whose in wanted:
+        for path, model, whose in dict.fromkeys(wanted):
             found = load_checkpoint(path)
             if found.model != model:
                 raise TrainingError(f"{path} is of {found.model}, but the model of {whose} is {model}; correct one of them")
@@ -257,7 +255,7 @@ class StudyPlan(_Strict):
         other = changes.get("method", self.pretrain.method) != self.pretrain.method
         own = {"part", "teacher", "teacher_model", "anchor"}
         kept = self.pretrain.model_dump(exclude=own if other else None, exclude_unset=True)
-        usual = dict(zip(("lr", "interpolate"), usual_of(from_detector=arm.start == "coco"), strict=True))
+        usual = dict(zip(("lr", "interpolate"), usual_of("detector" if arm.start == "coco" else None), strict=True))
         return PretrainPlan.model_validate({**usual, **kept, **changes})
 
 

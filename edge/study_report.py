@@ -16,7 +16,6 @@ BASELINE, FLOOR = "coco", "scratch"  # arms that the others are measured against
 # Seeds split one set again and again, so runs are not independent, which widens intervals (Nadeau and Bengio 2003, "Inference
 # for the generalization error") by the ratio of held-out to other images; that few of the others are labelled makes runs less
 # alike, not more.
-_HELD_OUT = 0.2  # of a set's images in records of before they told it, which had the usual fifth
 
 Records = Sequence[dict[str, Any]]
 BySeed = dict[int, dict[str, Any]]
@@ -54,8 +53,8 @@ def rows_of(records: Records) -> list[Row]:
     rows = []
     for (name, fraction, arm), own in cells.items():
         coco, scratch = (cells.get((name, fraction, other), {}) if other != arm else {} for other in (BASELINE, FLOOR))
-        held_out = next(iter(own.values())).get("val", _HELD_OUT)
-        map50_95, f1 = (mean_and_half([record[measure] for record in own.values()], held_out) for measure in ("map50_95", "f1"))
+        ratio = _held_out_ratio(list(own.values()))
+        map50_95, f1 = (mean_and_half([record[measure] for record in own.values()], ratio) for measure in ("map50_95", "f1"))
         gains = _gains(own, coco, "map50_95"), _gains(own, scratch, "map50_95"), _gains(own, coco, "f1")
         rows.append(Row(name, fraction, arm, map50_95, f1, *gains, seeds=len(own)))
     return rows
@@ -72,18 +71,29 @@ def _over_fractions(records: Records) -> Iterator[dict[str, Any]]:
     for (name, arm, seed), own in runs.items():
         if len(own) == len(fractions[name]) > 1:
             means = {measure: float(np.mean([record[measure] for record in own])) for measure in ("map50_95", "f1")}
-            yield {"set": name, "arm": arm, "seed": seed, "fraction": None, "val": own[0].get("val", _HELD_OUT), **means}
+            counts = {"images": own[0]["images"], "others": _others(own[0])}
+            yield {"set": name, "arm": arm, "seed": seed, "fraction": None, **counts, **means}
 
 
 def _gains(own: BySeed, other: BySeed, measure: str) -> Gauge:
     """Of the seeds that both have."""
     both = [(own[seed], other[seed]) for seed in own if seed in other]
-    held_out = both[0][0].get("val", _HELD_OUT) if both else _HELD_OUT
-    return mean_and_half([ours[measure] - theirs[measure] for ours, theirs in both], held_out)
+    ratio = _held_out_ratio([ours for ours, _ in both])
+    return mean_and_half([ours[measure] - theirs[measure] for ours, theirs in both], ratio)
 
 
-def mean_and_half(values: Sequence[float], held_out: float) -> Gauge:
-    """Mean and half of the 95 % interval of runs that hold out a share of the images; not a number where there is none.
+def _held_out_ratio(records: Records) -> float:
+    """Held-out images over the others, mean of the seeds: whole groups are held out, so it is not quite what the plan says."""
+    return float(np.mean([record["images"] / _others(record) for record in records])) if records else 0.0
+
+
+def _others(record: dict[str, Any]) -> float:
+    """Images that are not held out; records of before they told it have the labelled ones and their share."""
+    return float(record.get("others") or record["labels"] / record["fraction"])
+
+
+def mean_and_half(values: Sequence[float], ratio: float) -> Gauge:
+    """Mean and half of the 95 % interval of runs that hold out a ratio of the other images; not a number where there is none.
 
     Raises:
         MissingPackageError: scipy is not installed.
@@ -96,7 +106,7 @@ def mean_and_half(values: Sequence[float], held_out: float) -> Gauge:
         return math.nan, math.nan
     if len(values) == 1:
         return float(values[0]), math.nan
-    deviation = float(np.std(values, ddof=1)) * math.sqrt(1 / len(values) + held_out / (1 - held_out))
+    deviation = float(np.std(values, ddof=1)) * math.sqrt(1 / len(values) + ratio)
     return float(np.mean(values)), float(student.ppf(0.975, len(values) - 1)) * deviation
 
 

@@ -252,8 +252,8 @@ def _shown(value: Any) -> str:
 
 
 @contextmanager
-def memory_told(batch: int, remedies: str) -> Iterator[None]:
-    """Within, running out of memory is a sentence that names the batch and what helps.
+def memory_told(load: str, remedies: str) -> Iterator[None]:
+    """Within, running out of memory is a sentence that names the load (`--batch 16`) and what helps.
 
     Raises:
         TrainingError: instead of PyTorch's error.
@@ -262,10 +262,10 @@ def memory_told(batch: int, remedies: str) -> Iterator[None]:
 
     try:
         yield
-    except RuntimeError as error:  # the CPU's allocator has no exception of its own
-        if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
+    except (RuntimeError, MemoryError) as error:  # the CPU's allocator has no exception of its own
+        if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and "allocate memory" not in str(error):
             raise
-        raise TrainingError(f"out of memory with --batch {batch}; {remedies}") from error
+        raise TrainingError(f"out of memory with {load}; {remedies}") from error
 
 
 class Awaited:

@@ -100,7 +100,7 @@ def pretrain(
         typer.Option(
             min=0.05,
             max=1,
-            help="Share of what was learnt in what is written, the rest is --init's; left out: 1, and 0.5 where --init is a detector.",
+            help="Share of what was learnt in what is written, the rest is --init's or fresh; left out: 0.5, and 1 where --init is a part.",
         ),
     ] = None,
     workers: Workers = 0,
@@ -118,7 +118,7 @@ def pretrain(
 
     if (pool is None) == (not shards):
         raise TrainingError("name the frames with --pool, or with --shards, and not with both")
-    usual_lr, usual_share = usual_of(from_detector=init is not None and load_checkpoint(init).kind == "detector")
+    usual_lr, usual_share = usual_of(load_checkpoint(init).kind if init else None)
     request = PretrainRequest(
         pool or Path(), out, model=model, init=init, imgsz=imgsz, batch=batch, epochs=epochs, lr=lr or usual_lr, seed=seed, resume=resume,
         method=method, part=part or most_of(method), teacher=teacher,
@@ -174,10 +174,8 @@ def finetune(
     from edge.finetune import finetune as start
     from edge.finetune_request import FinetuneRequest
 
-    if pool is None and (pool_ratio, burn_in, teacher) != (1.0, None, None):
-        raise TrainingError(
-            "--teacher, --pool-ratio and --burn-in say how --pool takes part; give it as well, or leave them out"
-        )
+    if pool is None and (pool_ratio, burn_in) != (1.0, None):
+        raise TrainingError("--pool-ratio and --burn-in say how --pool takes part; give it as well, or leave them out")
     request = FinetuneRequest(
         data, out, model=model, init=tuple(init or ()), imgsz=imgsz, batch=batch, epochs=epochs, lr=lr, seed=seed, freeze=freeze,
         layer_decay=layer_decay, precision=precision, eval_every=eval_every, resume=resume,

@@ -81,11 +81,11 @@ def test_settings_of__a_run_goes_on_with_as_many_processes(monkeypatch: pytest.M
     assert alone == together
 
 
-def test_pretrain__from_a_detector_slowly_and_half_of_the_way(
+def test_pretrain__from_a_detector_slowly_and_from_all_but_a_part_half_of_the_way(
     checkpoint: Path, backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[PretrainRequest] = []
     monkeypatch.setattr("edge.pretrain.pretrain", asked.append)
     for init, given in ((checkpoint, None), (backbone, None), (None, None), (checkpoint, 0.01)):
         training.pretrain(tmp_path / "run", tmp_path / "pool", init=init, lr=given, interpolate=given and 1.0)
-    assert [(each.lr, each.interpolate) for each in asked] == [(3e-4, 0.5), (1e-3, 1.0), (1e-3, 1.0), (0.01, 1.0)]
+    assert [(each.lr, each.interpolate) for each in asked] == [(3e-4, 0.5), (1e-3, 1.0), (1e-3, 0.5), (0.01, 1.0)]

@@ -141,7 +141,7 @@ def test_same_plan__what_no_run_has_used_may_change(folder: Path, tmp_path: Path
         same_plan(StudyPlan.model_validate(plan_of(folder, arms=arms)), tmp_path)
     with_coco = {**arms, "coco": {"start": "coco"}}
     for weights in ("typo.pt", "coco.pt"):  # no run has used them
-        plan = StudyPlan.model_validate({**dropped.model_dump(), "arms": with_coco, "weights": weights})
+        plan = StudyPlan.model_validate({**dropped.model_dump(exclude_unset=True), "arms": with_coco, "weights": weights})
         same_plan(plan, tmp_path)
     ran(tmp_path, "coco")
     written = json.loads((tmp_path / "study.json").read_text())
@@ -166,9 +166,9 @@ def test_study__arms_share_a_teacher_of_their_labels(folder: Path, tmp_path: Pat
     assert not (run / "last.pt").exists()
     for record in records:
         assert record["last_look_frames"] > 0
-        assert record["look_seconds"] > 0
+        assert "look_seconds" in record
         assert record["teacher_map50_95"] == float(teacher.lineage["held_out_map50_95"])
-        assert record["teacher_seconds"] > 0
+        assert "teacher_seconds" in record
         student = load_checkpoint(tmp_path / "out" / "line" / "seed0" / f"{record['arm']}-0.8" / "run" / "detector.pt")
         assert student.imgsz == 64
         assert student.lineage["labels_sha256"] == teacher.lineage["labels_sha256"]
@@ -231,7 +231,7 @@ def test_pretrain_of__what_nobody_named_is_as_in_edge_pretrain(folder: Path) -> 
     arms = {"coco+ssl": {"start": "coco", "ssl": True}, "ssl": {"ssl": True}, "own": {"start": "coco", "ssl": {"lr": 0.01}}}
     plan = StudyPlan.model_validate(plan_of(folder, weights="coco.pt", arms=arms))
     found = [plan.pretrain_of(arm) for arm in plan.arms.values()]
-    assert [(each.lr, each.interpolate) for each in found] == [(3e-4, 0.5), (1e-3, 1.0), (0.01, 0.5)]
+    assert [(each.lr, each.interpolate) for each in found] == [(3e-4, 0.5), (1e-3, 0.5), (0.01, 0.5)]
 
 
 def test_cells__seed_by_seed(folder: Path) -> None:
@@ -254,7 +254,7 @@ def test_cells__seed_by_seed(folder: Path) -> None:
             {"pretrain": {"method": "dense", "anchor": 1.0}, "arms": {"a": {"ssl": {"method": "simclr", "anchor": 1.0}}}},
             "--anchor holds",
         ),
-        ({"arms": {"a": {"teacher": {"imgsz": 64}}}, "weights": "x.pt"}, "arm a has a `teacher` that labels nothing"),
+        ({"arms": {"a": {"teacher": {"imgsz": 64}}}, "weights": "x.pt"}, "arm a: its `teacher` labels nothing"),
         (
             {"arms": {"a": {"pool": True, "teacher": {"imgsz": 64}}}},
             "arm a: its teacher starts from nothing; name the teacher's `weights`",
@@ -263,7 +263,10 @@ def test_cells__seed_by_seed(folder: Path) -> None:
             {"arms": {"a": {"pool": True, "teacher": {"imgsz": 64, "model": "yolo11s"}}}, "weights": "x.pt"},
             "arm a: its teacher starts from nothing",
         ),
-        ({"arms": {"a": {"pool": True, "teacher": {"imgsz": 64, "model": "yolo77"}}}}, "unknown model 'yolo77'"),
+        (
+            {"arms": {"a": {"pool": True, "teacher": {"imgsz": 64, "model": "yolo77", "weights": "x.pt"}}}},
+            "arm a: unknown model 'yolo77'",
+        ),
         ({"arms": {"a": {"pool": True, "teacher": {"imgsz": 50}}}}, r"arms\.a\.teacher\.imgsz: .* multiple of 32"),
         ({"seeds": [0, 0]}, "named twice"),
         ({"model": "yolo77"}, "study.yaml: unknown model 'yolo77'"),
@@ -329,7 +332,8 @@ def test_study__a_teacher_that_was_cut_goes_on(
     folder: Path, tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arm = {"pool": True, "teacher": {"imgsz": 96}}
-    plan = StudyPlan.model_validate(plan_of(folder, weights=str(checkpoint), arms={"a": arm}))
+    budget = {"steps": 6, "batch": 4}  # two epochs
+    plan = StudyPlan.model_validate(plan_of(folder, weights=str(checkpoint), arms={"a": arm}, finetune=budget))
     with cut_after_an_epoch(monkeypatch):
         study(plan, tmp_path / "out")
     (last,) = (tmp_path / "out" / "line" / "seed0").glob("_teacher-*/last.pt")

@@ -9,7 +9,7 @@ import pytest
 from edge.study_report import mean_and_half, notes, plot, rows_of, table, verdicts
 
 RECORDS: list[dict[str, Any]] = [
-    {"set": "steel", "fraction": 0.1, "arm": arm, "seed": seed, "map50_95": value, "f1": 2 * value}
+    {"set": "steel", "fraction": 0.1, "arm": arm, "seed": seed, "images": 5, "others": 20, "map50_95": value, "f1": 2 * value}
     for arm, values in (
         ("scratch", (0.10, 0.14, 0.12)), ("coco", (0.30, 0.34, 0.32)), ("coco+ssl", (0.33, 0.37, 0.34)), ("ssl", (0.20, 0.38, 0.31)),
     )
@@ -49,15 +49,31 @@ def test_rows_of__over_all_fractions_seed_by_seed() -> None:
 
 
 def test_mean_and_half__of_one_seed_there_is_no_interval() -> None:
-    assert mean_and_half([0.5], 0.2)[0] == 0.5
-    assert math.isnan(mean_and_half([0.5], 0.2)[1])
-    assert math.isnan(mean_and_half([], 0.2)[0])
+    assert mean_and_half([0.5], 0.25)[0] == 0.5
+    assert math.isnan(mean_and_half([0.5], 0.25)[1])
+    assert math.isnan(mean_and_half([], 0.25)[0])
 
 
 def test_rows_of__the_more_is_held_out_the_wider_the_interval() -> None:
-    half = [{**record, "val": 0.5} for record in RECORDS]
-    wide, usual = (next(row for row in rows_of(records) if row.arm == "coco") for records in (half, RECORDS))
-    assert wide.map50_95[1] / usual.map50_95[1] == pytest.approx(math.sqrt((1 / 3 + 1) / (1 / 3 + 0.25)))
+    usual = gains(RECORDS)
+    assert usual[0][1] == pytest.approx(4.303 * 0.02 * math.sqrt(1 / 3 + 0.25), rel=1e-3)
+    half = [
+        {**record, "images": 10 + 10 * record["seed"]} for record in RECORDS
+    ]  # the seeds hold out 1/2, 1 and 3/2 of the others
+    for wide, narrow in zip(gains(half), usual, strict=True):
+        assert wide[1] / narrow[1] == pytest.approx(math.sqrt((1 / 3 + 1) / (1 / 3 + 0.25)))
+    over_fractions = [*half, *({**record, "fraction": 0.25} for record in half)]
+    assert gains(over_fractions, None) == [pytest.approx(gauge) for gauge in gains(half)]
+
+
+def gains(records: list[dict[str, Any]], fraction: float | None = 0.1) -> list[tuple[float, float]]:
+    row = next(row for row in rows_of(records) if row.arm == "coco" and row.fraction == fraction)
+    return [row.map50_95, row.over_floor]
+
+
+def test_rows_of__records_of_before_they_told_how_many_are_not_held_out() -> None:
+    earlier = [{key: value for key, value in record.items() if key != "others"} | {"labels": 2} for record in RECORDS]
+    assert gains(earlier) == [pytest.approx(gauge) for gauge in gains(RECORDS)]
 
 
 def test_notes__whose_teacher_believed_nothing() -> None:
@@ -74,10 +90,10 @@ def test_notes__how_good_the_teachers_are() -> None:
             "fraction": share,
             "teacher_map50_95": 0.4 + share,
             "teacher_f1": 0.7,
-            "teacher_seconds": 60.0,
+            "teacher_seconds": seconds,
         }
         for share in (0.25, 0.1)
-        for record in RECORDS[:3]
+        for record, seconds in zip(RECORDS[:3], (60.0, 60.0, 6000.0), strict=True)
     ]
     (told,) = notes([*RECORDS, *taught])
     assert told.startswith(
