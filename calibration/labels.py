@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 
 from calibration.errors import DataError
 from runtime.detections import Detections
-from runtime.errors import first_line
 from runtime.files import write_atomically
 from runtime.images import IMAGE_SUFFIXES, list_images
+from runtime.yaml_keys import duplicate_keys
+from runtime.yaml_text import NotYamlError, parse_yaml
 
 _SHOWN = 5  # problems told one by one before the rest is only counted
 
@@ -209,11 +210,17 @@ def _label_path(image: Path) -> Path:
 
 def _read_yaml(path: Path) -> dict[str, object]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content, tree = parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}; a data set has a data.yaml with `names`") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise DataError(f"{path} is not valid YAML: {first_line(error)}; fix it") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} cannot be read: it is no UTF-8 text; a data set has a data.yaml with `names`") from error
+    except NotYamlError as error:
+        raise DataError(f"{path}{error.place}: not valid YAML: {error}; fix that line") from error
+    if twice := duplicate_keys(tree):
+        raise DataError(
+            f"{path}:{twice[0].line}: {'.'.join(twice[0].path)} comes twice; line {twice[0].first_line} has it already"
+        )
     if not isinstance(content, dict):
         raise DataError(f"{path} holds no mapping; expected `names`, `train` and `val`")
     return content
@@ -232,6 +239,8 @@ def _names(content: dict[str, object], path: Path) -> tuple[str, ...]:
 
 
 def _image_paths(base: Path, value: object, data_yaml: Path) -> list[Path]:
+    if isinstance(value, list):
+        return [path for each in value for path in _image_paths(base, each, data_yaml)]
     target = base / str(value)
     if target.is_dir():
         return list_images(target)
@@ -281,7 +290,7 @@ def _write_split(out: Path, names: Sequence[str], lists: dict[str, list[Path]]) 
     try:
         out.mkdir(parents=True, exist_ok=True)
         for name, paths in lists.items():
-            write_atomically(out / f"{name}.txt", "".join(f"{path.resolve()}\n" for path in paths).encode())
+            write_atomically(out / f"{name}.txt", "".join(f"{path.absolute()}\n" for path in paths).encode())
         content = {"names": dict(enumerate(names)), "train": "train.txt", "val": "val.txt"}
         write_atomically(out / "data.yaml", yaml.safe_dump(content, sort_keys=False).encode())
     except OSError as error:

@@ -26,7 +26,7 @@ from edge.run_folder import run_folder
 from edge.self_training import Taught
 from edge.snapshot import Snapshot
 from edge.torch_detector import torch_detector
-from edge.training import Budget, Run, adamw, memory_told, seed_everything, train_epoch, with_training
+from edge.training import Budget, Run, adamw, memory_told, seed_everything, single_value_told, train_epoch, with_training
 from edge.training_images import BatchSpec, TrainingImage, refuse_damaged, training_loader, whole_images
 from edge.yolo import build_detector, family_of, layers_of, weight_average
 from runtime.files import sha256_of_file
@@ -149,7 +149,12 @@ def _train(request: FinetuneRequest, dataset: Dataset, teacher: PoolTeacher) -> 
     loaders, looked, found = _Loaders(dataset.names, labels, (), request), -1, None
     steps_an_epoch = request.steps(len(labels))
     left = (request.epochs - run.epoch) * steps_an_epoch
-    with memory_told(f"--batch {request.batch}", _REMEDIES), killed_told(), Progress("finetune", left) as progress:
+    with (
+        memory_told(f"--batch {request.batch}", _REMEDIES),
+        single_value_told(),
+        killed_told(),
+        Progress("finetune", left) as progress,
+    ):
         ema.updates = run.epoch * steps_an_epoch
         for epoch in run.epochs(steps_an_epoch):
             look = max((each for each in request.looks if each <= epoch), default=-1)
@@ -200,14 +205,17 @@ def _lineage(
 
 def _fingerprint(request: FinetuneRequest, dataset: Dataset, digest: str) -> dict[str, str | float]:
     """What must be the same for a resumed run to be the run that was interrupted."""
-    taught = f"by {sha256_of_file(request.teacher)[:12]}" if request.teacher else f"{LOOKS} looks"
+    taking_part: dict[str, str | float] = {
+        "pool_ratio": request.pool_ratio, "burn_in": request.share_alone, "upright": request.upright,
+        "teacher": sha256_of_file(request.teacher)[:12] if request.teacher else f"its own average, {LOOKS} looks",
+    }  # fmt: skip
     return {
-        "model": request.model, "data": digest, "names": ", ".join(dataset.names), "imgsz": request.imgsz, "batch": request.batch,
+        "model": request.model, "labels": digest[:12], "names": ", ".join(dataset.names), "imgsz": request.imgsz, "batch": request.batch,
         "init": ", ".join(sha256_of_file(path)[:12] for path in request.init), "freeze": request.freeze,
         "layer_decay": request.layer_decay, "precision": request.precision, "workers": request.workers,
         # Which frames those are is in the run folder, whatever has become of the pool.
         "light_pool": request.light_pool is not None,
-        "pool": f"× {request.pool_ratio} from {request.share_alone}, upright {request.upright}, {taught}" if request.pool else "",
+        "pool": request.pool is not None, **(taking_part if request.pool else {}),
     }  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
+from converters.architecture import MODEL_NAMES
 from edge.errors import TrainingError
 from edge.processes import Precision, several
 from runtime.preprocess import STRIDE
@@ -105,6 +106,8 @@ def check(request: FinetuneRequest) -> None:
     Raises:
         TrainingError: it cannot.
     """
+    if request.model not in MODEL_NAMES:
+        raise TrainingError(f"unknown model {request.model!r}; known are {', '.join(MODEL_NAMES)}")
     if request.imgsz % STRIDE:
         raise TrainingError(
             f"--imgsz must be a multiple of {STRIDE}, but got {request.imgsz}; try {-(-request.imgsz // STRIDE) * STRIDE}"

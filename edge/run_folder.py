@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import shutil
@@ -36,6 +37,7 @@ def run_folder(out: Path, *, resume: bool) -> Iterator[None]:
         yield
         return
     is_new = not out.is_dir()
+    made = [folder for folder in (out, *out.parents) if not folder.exists()]
     if is_new:
         check_run_folder(out, resume=resume)
     with _locked(out):
@@ -55,7 +57,10 @@ def run_folder(out: Path, *, resume: bool) -> Iterator[None]:
             if not known and not (out / LAST).is_file():
                 shutil.rmtree(out / FRAMES, ignore_errors=True)
             if is_new and [path.name for path in out.iterdir()] == [_LOCK]:
-                shutil.rmtree(out)
+                (out / _LOCK).unlink()
+                with contextlib.suppress(OSError):  # somebody else has put something there
+                    for folder in made:
+                        folder.rmdir()
 
 
 @contextmanager
@@ -83,18 +88,27 @@ def _locked(out: Path) -> Iterator[None]:
         os.close(lock)
 
 
+def refuse_unwritable(folder: Path) -> None:
+    """Whether files can be made in a folder, there or not yet.
+
+    Raises:
+        TrainingError: they cannot.
+    """
+    parent = next(path for path in (folder, *folder.parents) if path.exists())
+    try:
+        with tempfile.TemporaryDirectory(dir=parent):
+            pass
+    except OSError as error:
+        raise TrainingError(f"{folder} cannot be written: {parent}: {error.strerror}; choose another place") from error
+
+
 def check_run_folder(out: Path, *, resume: bool) -> None:
     """Whether a run can start, or go on, in a folder.
 
     Raises:
         TrainingError: an unwritable place, nothing to resume, or a folder that holds a run or what one made.
     """
-    parent = next(path for path in (out, *out.parents) if path.exists())
-    try:
-        with tempfile.TemporaryDirectory(dir=parent):
-            pass
-    except OSError as error:
-        raise TrainingError(f"{out} cannot be written: {parent}: {error.strerror}; choose another --out") from error
+    refuse_unwritable(out)
     last = out / LAST
     if resume and not last.is_file():
         raise TrainingError(f"{out} holds no {LAST} to resume from; leave out --resume to start")

@@ -12,28 +12,30 @@ import json
 import shutil
 import sys
 import tempfile
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from calibration.labels import grouped, load_dataset, split_dataset
+from calibration.labels import Dataset, grouped, load_dataset, split_dataset
 from converters.checkpoint import HELD_OUT, load_checkpoint
 from edge.errors import TrainingError
-from edge.finetune import DETECTOR, LAST_LOOK, finetune
+from edge.finetune import DETECTOR, LAST_LOOK, data_digest, finetune
 from edge.finetune_request import FinetuneRequest
 from edge.leaks import leaks_of
 from edge.pretrain import RESULT, pretrain
 from edge.pretrain_request import PretrainRequest
-from edge.run_folder import LAST
+from edge.run_folder import LAST, refuse_unwritable
 from edge.run_log import LOG
 from edge.study_plan import Arm, Cell, PretrainPlan, SetPlan, StudyPlan, cells_of
+from edge.study_report import told
 from edge.training_images import refuse_damaged
 from runtime.files import sha256_of_file, write_atomically
 from runtime.images import list_images
 from runtime.pool import Pool
 from runtime.pool_import import add_image_files
 
-RESULTS = "results.jsonl"
+RESULTS, TABLE = "results.jsonl", "table.md"
 _RESULT, _RUN = "result.json", "run"  # in a run's folder
 _COMPARED = ("scratch", "coco", "ssl", "coco+ssl", "coco+pool", "coco+ssl+pool")
 _NO_QUOTA = 2**50  # bytes
@@ -46,10 +48,11 @@ def study(plan: StudyPlan, out: Path) -> list[dict[str, Any]]:
     Raises:
         DataError, CheckpointError, TrainingError: as `pretrain` and `finetune` do.
     """
+    refuse_unwritable(out)
     plan.refuse_missing()
-    _refuse_labels(plan)
+    digests = {**_labels_of(plan), **{str(path): sha256_of_file(path) for path in plan.files()}}
     out.mkdir(parents=True, exist_ok=True)
-    same_plan(plan, out)
+    same_plan(plan, out, digests)
     if absent := [arm for arm in _COMPARED if arm not in plan.arms]:
         sys.stderr.write(f"without the arms {', '.join(absent)} the table compares less than docs/study.md's example does\n")
     cells = list(cells_of(plan))
@@ -69,17 +72,34 @@ def study(plan: StudyPlan, out: Path) -> list[dict[str, Any]]:
     return [records[cell] for cell in cells]
 
 
-def _refuse_labels(plan: StudyPlan) -> None:
-    """A label that is no label, or a damaged image, is told before the first run and not in the middle.
+def _labels_of(plan: StudyPlan) -> dict[str, str]:
+    """A digest of each set's labels. What is no label, or a damaged image, is told before the first run and not in the middle.
 
     Raises:
         DataError, SourceError: there is one.
+        TrainingError: two fractions come to the same labels.
     """
-    for spec in plan.sets.values():
+    digests = {}
+    for name, spec in plan.sets.items():
         with tempfile.TemporaryDirectory() as folder:
             data = split_dataset(Path(spec.folder), Path(folder), spec.group, 0, spec.val, plan.seeds[0])
             everything = load_dataset(data)
-        refuse_damaged([*everything.train, *everything.val], "labelled")
+        counts: dict[int, float] = {}
+        for fraction in plan.fractions:
+            labels = _count(fraction, everything)
+            if labels in counts:
+                raise TrainingError(
+                    f"fractions {counts[labels]:g} and {fraction:g} of {name} are {labels} labels both; take one out"
+                )
+            counts[labels] = fraction
+        items = sorted((*everything.train, *everything.val), key=lambda item: item.path)
+        refuse_damaged(items, "labelled")
+        digests[f"sets.{name}"] = data_digest(replace(everything, train=tuple(items)))
+    return digests
+
+
+def _count(fraction: float, everything: Dataset) -> int:
+    return max(2, round(fraction * len(everything.train)))
 
 
 def _records(out: Path) -> dict[Cell, dict[str, Any]]:
@@ -89,12 +109,18 @@ def _records(out: Path) -> dict[Cell, dict[str, Any]]:
 
 
 def _write(cells: list[Cell], records: dict[Cell, dict[str, Any]], out: Path) -> None:
-    lines = "".join(json.dumps(records[cell]) + "\n" for cell in cells if cell in records)
-    write_atomically(out / RESULTS, lines.encode())
+    done = [records[cell] for cell in cells if cell in records]
+    write_atomically(out / RESULTS, "".join(json.dumps(record) + "\n" for record in done).encode())
+    write_atomically(out / TABLE, f"{told(done)}\n".encode())
 
 
-def same_plan(plan: StudyPlan, out: Path) -> None:
+def same_plan(plan: StudyPlan, out: Path, digests: Mapping[str, str]) -> None:
     """Writes the plan beside its results; a study may grow by sets, arms, fractions and seeds, not change what was run.
+
+    Args:
+        plan: as it is asked for.
+        out: the study's folder.
+        digests: of each set's labels, and of each checkpoint that the plan names.
 
     Raises:
         TrainingError: `out` holds results of other budgets.
@@ -104,7 +130,9 @@ def same_plan(plan: StudyPlan, out: Path) -> None:
     fixed = {key: value for key, value in resolved.items() if key not in ("sets", "arms", "fractions", "seeds")}
     if path.is_file():
         before = json.loads(path.read_text(encoding="utf-8"))
-        changed = [key for key in fixed if before.get(key) != fixed[key]]
+        changed = [told for key in fixed for told in _differences(key, before.get(key), fixed[key])]
+        known_digests = before.get("digests", {})  # none of an earlier version
+        changed += [f"content of {key}" for key, each in digests.items() if known_digests.get(key, each) != each]
         changed += [f"sets.{name}" for name, each in resolved["sets"].items() if before["sets"].get(name, each) != each]
         known = {name: _as_now(each, before.get("weights")) for name, each in before["arms"].items()}
         arms = [name for name, each in resolved["arms"].items() if known.get(name, each) != each]
@@ -115,9 +143,17 @@ def same_plan(plan: StudyPlan, out: Path) -> None:
         for name in arms:
             _forget(name, out)
         kept = {kind: {**before.get(kind, {}), **resolved[kind]} for kind in ("sets", "arms")}
+        digests = {**known_digests, **digests}
     else:
         kept = {}
-    write_atomically(path, json.dumps({**resolved, **kept}, indent=2).encode())
+    write_atomically(path, json.dumps({**resolved, **kept, "digests": dict(digests)}, indent=2).encode())
+
+
+def _differences(key: str, before: Any, now: Any) -> list[str]:
+    """Each setting that changed, with what it was and is."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        return [told for part in now for told in _differences(f"{key}.{part}", before.get(part), now[part])]
+    return [] if before == now else [f"{key} ({before} → {now})"]
 
 
 def _as_now(arm: dict[str, Any], weights: str | None) -> dict[str, Any]:
@@ -137,7 +173,7 @@ def _run(plan: StudyPlan, cell: Cell, out: Path) -> dict[str, Any]:
     arm, spec = plan.arms[cell.arm], plan.sets[cell.set]
     home = out / cell.set / f"seed{cell.seed}"
     everything = load_dataset(_split(spec, home / "_all", 0, cell.seed))
-    labels = max(2, round(cell.fraction * len(everything.train)))
+    labels = _count(cell.fraction, everything)
     data = _split(spec, home / f"_labels-{cell.fraction:g}", labels, cell.seed)
     own, held_out = ([item.path for item in part] for part in (everything.train, everything.val))
     pool = _pool(home / "_pool", [*own, *_unlabeled(spec, held_out)], held_out)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
 
 from calibration.labels import grouped
 from converters.architecture import MODEL_NAMES
@@ -18,8 +19,10 @@ from edge.pretrain_request import PretrainRequest, check, most_of, usual_of
 from edge.processes import Precision
 from edge.yolo import Part
 from runtime.config_words import problem_of
-from runtime.errors import first_line
+from runtime.errors import EdgeloopError
 from runtime.images import list_images
+from runtime.yaml_keys import duplicate_keys
+from runtime.yaml_text import NotYamlError, parse_yaml
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_+.-]{0,63}$")]  # of folders
 Fraction = Annotated[float, Field(gt=0, le=1)]
@@ -72,7 +75,7 @@ class PretrainPlan(_Strict):
                 anchor=self.anchor, init=Path(), interpolate=self.interpolate,
             ))  # fmt: skip
         except TrainingError as error:
-            raise ValueError(str(error)) from error
+            raise ValueError(_as_keys(error)) from error
         return self
 
 
@@ -84,7 +87,7 @@ class FinetunePlan(_Strict):
     """
 
     steps: int = Field(default=400, ge=1, le=10**8, strict=True)
-    batch: int = Field(default=16, ge=1, le=65536, strict=True)
+    batch: Batch = 16
     lr: Rate = 1e-3
     layer_decay: float = Field(default=1.0, gt=0, le=1)
     freeze: float = Field(default=0.0, ge=0, le=1)
@@ -137,6 +140,13 @@ class Arm(_Strict):
     teacher: TeacherPlan | None = None
     weights: str | None = None
 
+    @field_validator("ssl", mode="before")
+    @classmethod
+    def _is_told(cls, ssl: Any) -> Any:
+        if not isinstance(ssl, (bool, dict)):
+            raise ValueError("expected true, false, or keys of `pretrain` with values")
+        return ssl or ssl == {}  # a block that changes nothing of `pretrain`
+
 
 class StudyPlan(_Strict):
     """The whole of study.yaml."""
@@ -164,8 +174,9 @@ class StudyPlan(_Strict):
             self._check_teacher(name, arm)
             if arm.ssl and arm.weights:
                 raise ValueError(f"arm {name} has both `ssl` and `weights`; it can have one")
-        if len(set(self.seeds)) < len(self.seeds) or len(set(self.fractions)) < len(self.fractions):
-            raise ValueError("a seed or a fraction is named twice")
+        for key, values in (("seeds", map(str, self.seeds)), ("fractions", map("{:g}".format, self.fractions))):
+            if twice := [value for value, count in Counter(values).items() if count > 1]:
+                raise ValueError(f"{key}: {', '.join(twice)} comes twice; name each once")
         _refuse_unknown(self.model)
         return self
 
@@ -193,31 +204,37 @@ class StudyPlan(_Strict):
             plain["arms"][name]["teacher"] = asdict(teacher) if (teacher := self.teacher_of(arm)) else None
         return plain
 
+    def files(self) -> list[Path]:
+        """All checkpoints that the plan names, each once."""
+        named = [self.weights]
+        for arm in self.arms.values():
+            named += [str(self.weights_of(arm, name, seed)) for name in self.sets for seed in self.seeds if arm.weights]
+            named.append(teacher.weights if (teacher := self.teacher_of(arm)) else None)
+            named.append(self.pretrain_of(arm).teacher if arm.ssl else None)
+        return [Path(name) for name in dict.fromkeys(named) if name]
+
     def refuse_missing(self) -> None:
         """Looks for every file before the first run.
 
         Raises:
-            TrainingError: some file or folder is not there, of another architecture, or of a part that does not fit.
+            TrainingError: some file or folder is not there, of another architecture, or of a part that does not fit; or a group
+                does not fit the names.
             CheckpointError: weights that cannot be read.
-            DataError: a group that does not fit the names.
         """
+        missing = dict.fromkeys(str(path) for path in self.files() if not path.is_file())
+        if missing:
+            raise TrainingError(f"no such checkpoint: {', '.join(missing)}; correct the plan")
         wanted = [(Path(self.weights), self.model, "the plan")] if self.weights else []
         wanted += [
             (Path(each.weights), each.model, f"the teacher of arm {name}")
             for name, arm in self.arms.items()
             if (each := self.teacher_of(arm))
         ]
-        teachers = [
-            Path(plan.teacher) for plan in (self.pretrain_of(arm) for arm in self.arms.values() if arm.ssl) if plan.teacher
-        ]
         replacing: set[Path] = set()  # what `start: coco` gave
         for arm in self.arms.values():
             paths = [self.weights_of(arm, name, seed) for name in self.sets for seed in self.seeds if arm.weights]
             wanted += [(path, self.model, "the plan") for path in paths]
             replacing |= set(paths) if arm.start == "coco" else set()
-        missing = dict.fromkeys(str(path) for path in [*(path for path, *_ in wanted), *teachers] if not path.is_file())
-        if missing:
-            raise TrainingError(f"no such checkpoint: {', '.join(missing)}; correct the plan")
         for path, model, whose in dict.fromkeys(wanted):
             found = load_checkpoint(path)
             if found.model != model:
@@ -228,10 +245,13 @@ class StudyPlan(_Strict):
                 raise TrainingError(
                     f"{path} is a whole detector, which leaves nothing of `start: coco`; take that out of its arm"
                 )
-        for spec in self.sets.values():
-            grouped(list_images(Path(spec.folder) / "images"), spec.group)
-            if spec.unlabeled is not None:
-                grouped(list_images(Path(spec.unlabeled)), spec.group)
+        for name, spec in self.sets.items():
+            try:
+                grouped(list_images(Path(spec.folder) / "images"), spec.group)
+                if spec.unlabeled is not None:
+                    grouped(list_images(Path(spec.unlabeled)), spec.group)
+            except EdgeloopError as error:
+                raise TrainingError(f"sets.{name}: {_as_keys(error)}") from error
 
     def teacher_of(self, arm: Arm) -> Teacher | None:
         """The arm's teacher; its model and weights are those of the study where it names none.
@@ -257,6 +277,11 @@ class StudyPlan(_Strict):
         kept = self.pretrain.model_dump(exclude=own if other else None, exclude_unset=True)
         usual = dict(zip(("lr", "interpolate"), usual_of("detector" if arm.start == "coco" else None), strict=True))
         return PretrainPlan.model_validate({**usual, **kept, **changes})
+
+
+def _as_keys(error: EdgeloopError) -> str:
+    """What a command says of its flags, of keys."""
+    return str(error).replace("--", "")
 
 
 def _refuse_unknown(model: str) -> None:
@@ -295,11 +320,17 @@ def load_plan(path: Path) -> StudyPlan:
         TrainingError: it cannot be read, or says something that is not understood.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise TrainingError(f"{path} cannot be read: {error.strerror}; docs/study.md has an example") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise TrainingError(f"{path} is not valid YAML: {first_line(error)}; docs/study.md has an example") from error
+        content, tree = parse_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
+        raise TrainingError(f"{path} cannot be read: {reason}; docs/study.md has an example") from error
+    except NotYamlError as error:
+        raise TrainingError(f"{path}{error.place}: not valid YAML: {error}; docs/study.md has an example") from error
+    if twice := duplicate_keys(tree):
+        told = "; ".join(
+            f"line {each.line}: {'.'.join(each.path)} is there already in line {each.first_line}" for each in twice
+        )
+        raise TrainingError(f"{path}: {told}; a key may come once")
     try:
         return StudyPlan.model_validate(content)
     except ValidationError as error:
@@ -308,8 +339,14 @@ def load_plan(path: Path) -> StudyPlan:
 
 def _problems(error: ValidationError) -> str:
     """All of them, each behind its place."""
-    told = ((".".join(map(str, item["loc"])), problem_of([item])) for item in error.errors())
+    told = ((".".join(str(part) for part in item["loc"] if part != "[key]"), _problem(item)) for item in error.errors())
     return "; ".join(f"{place}: {problem}" if place else problem for place, problem in told)
+
+
+def _problem(item: ErrorDetails) -> str:
+    if item["type"] == "string_pattern_mismatch":
+        return "expected letters, digits, - _ + and ., at most 64 of them, a letter or digit first"
+    return problem_of([item])
 
 
 def cells_of(plan: StudyPlan) -> Iterator[Cell]:

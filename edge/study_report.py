@@ -110,6 +110,12 @@ def mean_and_half(values: Sequence[float], ratio: float) -> Gauge:
     return float(np.mean(values)), float(student.ppf(0.975, len(values) - 1)) * deviation
 
 
+def told(records: Records) -> str:
+    """Markdown: the table, and what it comes to in words."""
+    rows = rows_of(records)
+    return "\n\n".join([table(rows), *verdicts(rows), *notes(records)])
+
+
 def table(rows: Sequence[Row]) -> str:
     """Markdown; points are hundredths."""
     over = f"over {BASELINE}, points"

@@ -268,6 +268,23 @@ def memory_told(load: str, remedies: str) -> Iterator[None]:
         raise TrainingError(f"out of memory with {load}; {remedies}") from error
 
 
+@contextmanager
+def single_value_told() -> Iterator[None]:
+    """Within, a batch that is one value a channel in the coarsest maps, of which there is no variance, is a sentence.
+
+    Raises:
+        TrainingError: instead of PyTorch's error.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise TrainingError(
+            "a single picture of 32 px is too little for batch norm; raise --imgsz, or label more images"
+        ) from error
+
+
 class Awaited:
     """Batches, and how long the training waited for them.
 

@@ -18,6 +18,7 @@ from runtime.sources.gstreamer import csi_pipeline, v4l2_pipeline
 from runtime.sources.uri import is_live, redacted
 from runtime.sources.video import OPEN_TIMEOUT_S, READ_TIMEOUT_S
 from runtime.yaml_keys import DuplicateKey, duplicate_keys
+from runtime.yaml_text import NotYamlError, parse_yaml
 
 FPS_MAX = "max"
 CameraName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
@@ -257,11 +258,9 @@ def load_config(path: str | Path) -> EdgeConfig:
         reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
         raise ConfigError(f"{path} cannot be read: {reason}; start from deploy/edge.yaml") from error
     try:
-        document, tree = yaml.safe_load(text), yaml.compose(text, Loader=yaml.SafeLoader)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:  # ValueError: a date like 2024-13-45
-        place = getattr(error, "problem_mark", None)
-        line = f":{place.line + 1}" if place else ""
-        raise ConfigError(f"{path}{line}: not valid YAML: {getattr(error, 'problem', error)}; fix that line") from error
+        document, tree = parse_yaml(text)
+    except NotYamlError as error:
+        raise ConfigError(f"{path}{error.place}: not valid YAML: {error}; fix that line") from error
     if not isinstance(document, dict):
         raise ConfigError(f"{path} holds no mapping; start from deploy/edge.yaml")
     problems = [_twice(path, found) for found in duplicate_keys(tree)]

@@ -17,6 +17,7 @@ _EXPECTED = {
     "less_than": "less than {lt}",
     "less_than_equal": "at most {le}",
     "literal_error": "{expected}",
+    "multiple_of": "a multiple of {multiple_of}",
     "too_short": "at least {min_length} of them",
     "too_long": "at most {max_length} of them",
     "string_pattern_mismatch": _NAME,

@@ -83,13 +83,24 @@ def embed(
     from edge.embed import EmbedRequest
     from edge.embed import embed as look
     from edge.embed_page import embed_page
+    from edge.run_folder import refuse_unwritable
     from runtime.files import write_atomically
 
-    plot.parent.mkdir(parents=True, exist_ok=True)
-    weights: dict[str, tuple[Path, ...]] = {"/".join(path.parts[-2:]): (path,) for path in init or ()}
+    refuse_unwritable(plot.parent)
+    weights: dict[str, tuple[Path, ...]] = {title: (path,) for title, path in _titles(init or []).items()}
     found = look(EmbedRequest(pool, weights or {"fresh weights": ()}, model, part, imgsz, frames, seed))
+    plot.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(plot, embed_page(found, seed).encode())
     typer.echo(f"{plot}: {len(found.names)} frames, {', '.join(found.vectors)}")
+
+
+def _titles(paths: list[Path]) -> dict[str, Path]:
+    """As little of each path's end as tells them apart, two parts at least."""
+    absolute = dict.fromkeys(path.absolute() for path in paths)
+    length = 2
+    while len({path.parts[-length:] for path in absolute}) < len(absolute):
+        length += 1
+    return {"/".join(path.parts[-length:]): path for path in absolute}
 
 
 def evaluate(

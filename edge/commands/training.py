@@ -197,14 +197,11 @@ def study(
     """Runs a grid of training arms with equal budgets; writes a table with intervals and a plot."""
     from edge.study import study as start
     from edge.study_plan import load_plan
-    from edge.study_report import notes, plot, rows_of, table, verdicts
+    from edge.study_report import plot, rows_of, told
 
     records = start(load_plan(plan), out)
-    rows = rows_of(records)
-    told = "\n\n".join([table(rows), *verdicts(rows), *notes(records)])
-    (out / "table.md").write_text(told + "\n", encoding="utf-8")
-    plot(rows, out / "plot.svg")
-    typer.echo(told)
+    plot(rows_of(records), out / "plot.svg")
+    typer.echo(told(records))
 
 
 def refresh(

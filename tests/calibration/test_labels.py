@@ -42,6 +42,18 @@ def test_split_dataset__never_splits_a_group(folder: Path, tmp_path: Path) -> No
     assert [item.path for item in other.train] != [item.path for item in dataset.train]
 
 
+def test_split_dataset__links_have_the_labels_beside_them_and_not_beside_their_target(folder: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    for part in ("images", "labels"):
+        (own / part).mkdir(parents=True)
+    for path in (folder / "images").iterdir():
+        (own / "images" / path.name).symlink_to(path)
+        (own / "labels" / f"{path.stem}.txt").write_text("0 0.5 0.5 0.1 0.1\n")
+    (own / "data.yaml").write_text("names: [other]\n")
+    found = load_dataset(split_dataset(own, tmp_path / "split", r"^(board\d)", 0, 0.25, 0))
+    assert {int(number) for item in (*found.train, *found.val) for number in item.class_id} == {0}
+
+
 def test_split_dataset__bad_patterns(folder: Path, tmp_path: Path) -> None:
     for pattern, message in (("(", "no regular expression"), ("^(x)", "does not match"), ("^(board)", "one group")):
         with pytest.raises(DataError, match=message):
@@ -98,7 +110,9 @@ def test_read_labels__fuzzed_line(tmp_path_factory: pytest.TempPathFactory, text
         ("names: {0: a, 1: a}\ntrain: x\nval: x\n", "names a class twice"),
         ("names: [a]\ntrain: nowhere\nval: nowhere\n", "neither a folder of images nor a list"),
         ("names: [a]\ntrain: list.txt\nval: list.txt\n", "lists 1 of 1 images that do not exist"),
-        ("[", "not valid YAML"),
+        ("names: [a]\ntrain: [\n", r"data\.yaml:3: not valid YAML"),
+        ("names: [a]\ntrain: x\ntrain: y\n", r"data\.yaml:3: train comes twice; line 2 has it already"),
+        ("names: [a]\ntrain: [nowhere]\nval: x\n", "nowhere, which is neither a folder"),
         ("3", "no mapping"),
     ],
 )
@@ -114,6 +128,9 @@ def test_load_dataset__no_file_and_folders(folder: Path, tmp_path: Path) -> None
         load_dataset(tmp_path / "none.yaml")
     (folder / "data.yaml").write_text("path: .\ntrain: images\nval: images\nnames: [good, bad]\n")
     assert len(load_dataset(folder / "data.yaml").train) == 12
+    (folder / "first.txt").write_text(f"images/{next((folder / 'images').iterdir()).name}\n")
+    (folder / "data.yaml").write_text("train: [images, first.txt]\nval: images\nnames: [good, bad]\n")
+    assert len(load_dataset(folder / "data.yaml").train) == 13
     shutil.rmtree(folder / "images")
     (folder / "images").mkdir()
     with pytest.raises(SourceError, match="holds no images"):

@@ -178,6 +178,10 @@ def test_readme__the_way_with_own_labels(edge: Edge, tmp_path: Path) -> None:
     for command in commands:
         done = edge(*command)
         assert done.returncode == 0, done.stderr
+    taught = (*train[:4], "taught", "--pool", "pool", "--teacher", "tuned/detector.pt", *small)
+    done = edge(*taught)
+    assert done.returncode == 0, done.stderr
+    assert "the teacher believes" in done.stderr
     assert "421 of 421 tensors" in edge(*train[:4], "again", *train[5:]).stderr
     converted = edge("tuned/detector.pt", "--pool", "pool", "--release", "bundles", "--frames", 4, module="converters.cli")
     assert converted.returncode == 0, converted.stderr

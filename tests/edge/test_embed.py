@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from edge.commands import looking
 from edge.embed import EmbedRequest, embed, neighbour_plane, principal_plane
 from edge.embed_page import embed_page
 from runtime.errors import PoolError
@@ -32,6 +34,20 @@ def test_embed__a_page_without_scripts_and_without_network(pool_dir: Path) -> No
     assert "<script" not in text
     assert not re.search(r"(src|href)=\"(?!data:)", text)
     assert text.count("<image ") == 2 * 2 * len(found.names)
+
+
+def test_embed_command__checkpoints_that_end_alike_are_shown_each(pool_dir: Path, checkpoint: Path, tmp_path: Path) -> None:
+    inits = [tmp_path / name / "run" / "detector.pt" for name in ("before", "after")]
+    for path in inits:
+        path.parent.mkdir(parents=True)
+        shutil.copy(checkpoint, path)
+    looking.embed(pool_dir, tmp_path / "maps" / "map.html", inits, imgsz=64, frames=5)
+    text = (tmp_path / "maps" / "map.html").read_text()
+    assert "<h2>before/run/detector.pt</h2>" in text
+    assert "<h2>after/run/detector.pt</h2>" in text
+    with pytest.raises(PoolError):
+        looking.embed(tmp_path / "nowhere", tmp_path / "other" / "map.html", inits, imgsz=64, frames=5)
+    assert not (tmp_path / "other").exists()
 
 
 def test_embed__an_empty_pool(tmp_path: Path) -> None:

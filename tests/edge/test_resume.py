@@ -14,7 +14,9 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
+from calibration.labels import load_dataset
 from converters.checkpoint import Checkpoint, load_checkpoint
 from edge import run_folder as run_folder_module
 from edge import training
@@ -120,6 +122,16 @@ def test_finetune__resumed_with_other_settings(data: Path, tmp_path: Path) -> No
         finetune(finetune_request(data, tmp_path / "released", epochs=1, resume=True))
 
 
+def test_finetune__a_single_picture_that_leaves_a_single_value_is_told(data: Path, tmp_path: Path) -> None:
+    one = tmp_path / "one.txt"
+    everything = load_dataset(data)
+    one.write_text(f"{next(item.path for item in everything.train if len(item.class_id))}\n")
+    (tmp_path / "data.yaml").write_text(yaml.safe_dump({"names": list(everything.names), "train": "one.txt", "val": "one.txt"}))
+    with pytest.raises(TrainingError, match="a single picture of 32 px is too little for batch norm; raise --imgsz"):
+        finetune(finetune_request(tmp_path / "data.yaml", tmp_path / "run", imgsz=32))
+    assert finetune(finetune_request(tmp_path / "data.yaml", tmp_path / "larger", imgsz=64)).checkpoint.is_file()
+
+
 def test_start__a_folder_of_the_other_command(pool_dir: Path, data: Path, tmp_path: Path) -> None:
     pretrain(pretrain_request(pool_dir, tmp_path / "ssl", epochs=1))
     finetune(finetune_request(data, tmp_path / "tuned", epochs=1))
@@ -181,6 +193,13 @@ def test_run_folder__one_process_at_a_time(pool_dir: Path, tmp_path: Path, monke
     with pytest.raises(TrainingError, match=r"holds no last\.pt"), run_folder(tmp_path / "typo", resume=True):
         pass
     assert not (tmp_path / "typo").exists()
+    for name in ("one/run", "two/run"):
+        with pytest.raises(KeyError), run_folder(tmp_path / name, resume=False):
+            if name == "two/run":
+                (tmp_path / "two" / "somebody's").touch()
+            raise KeyError
+    assert {path.name for path in tmp_path.rglob("*")} >= {"two", "somebody's"}
+    assert not (tmp_path / "one").exists(), "a folder above that it made"
 
 
 def test_pretrain__finished_is_not_taken_for_another_run(

@@ -19,7 +19,7 @@ from edge import study as study_module
 from edge.demo.scene import SimulatedScene
 from edge.errors import TrainingError
 from edge.study import _pool, _unlabeled, same_plan, study
-from edge.study_plan import SetPlan, StudyPlan, cells_of, load_plan
+from edge.study_plan import Arm, SetPlan, StudyPlan, cells_of, load_plan
 from edge.training import Run
 from edge.yolo import build_detector
 from runtime.errors import EdgeloopError, SourceError
@@ -104,7 +104,7 @@ def test_study__runs_what_is_missing_and_shares_what_is_the_same(
         ({"weights": "no.pt"}, r"no such checkpoint: no\.pt"),
         ({"arms": {"a": {"weights": "elsewhere/{sett}-{seed}.pt"}}}, r"no such checkpoint: elsewhere/\{sett\}-0\.pt"),
         ({"arms": {"a": {"ssl": {"method": "distill", "teacher": "no.pt"}}}}, r"no such checkpoint: no\.pt"),
-        ({"sets": {"a": {"folder": "nowhere"}}}, "nowhere/images is no folder"),
+        ({"sets": {"a": {"folder": "nowhere"}}}, r"sets\.a: nowhere/images is no folder"),
     ],
 )
 def test_study__what_is_missing_is_told_before_the_first_run(
@@ -123,36 +123,62 @@ def ran(out: Path, arm: str) -> None:
 
 def test_same_plan__what_no_run_has_used_may_change(folder: Path, tmp_path: Path) -> None:
     arms = {"scratch": {}, "ssl": {"ssl": True}}
-    same_plan(StudyPlan.model_validate(plan_of(folder, arms=arms)), tmp_path)
+    same_plan(StudyPlan.model_validate(plan_of(folder, arms=arms)), tmp_path, {})
     ran(tmp_path, "scratch")
     begun = tmp_path / "line" / "seed0" / "ssl-0.8" / "run"
     begun.mkdir(parents=True)
     other = StudyPlan.model_validate(plan_of(folder, arms=arms, pretrain={"epochs": 2, "method": "simclr"}))
-    same_plan(other, tmp_path)
+    same_plan(other, tmp_path, {})
     assert not begun.exists(), "what was begun with the arm as it was"
     ran(tmp_path, "ssl")
     dropped = StudyPlan.model_validate(plan_of(folder, arms=arms, fractions=[0.4], pretrain={"epochs": 2, "method": "simclr"}))
-    same_plan(dropped, tmp_path)
+    same_plan(dropped, tmp_path, {})
     written = json.loads((tmp_path / "study.json").read_text())
     del written["arms"]["ssl"]["ssl"]["average"], written["arms"]["ssl"]["teacher"]
     (tmp_path / "study.json").write_text(json.dumps(written))
-    same_plan(dropped, tmp_path)  # an earlier version's, which had no such setting
+    same_plan(dropped, tmp_path, {})  # an earlier version's, which had no such setting
     with pytest.raises(TrainingError, match=r"a study with other arms\.ssl;"):
-        same_plan(StudyPlan.model_validate(plan_of(folder, arms=arms)), tmp_path)
+        same_plan(StudyPlan.model_validate(plan_of(folder, arms=arms)), tmp_path, {})
     with_coco = {**arms, "coco": {"start": "coco"}}
     for weights in ("typo.pt", "coco.pt"):  # no run has used them
         plan = StudyPlan.model_validate({**dropped.model_dump(exclude_unset=True), "arms": with_coco, "weights": weights})
-        same_plan(plan, tmp_path)
+        same_plan(plan, tmp_path, {})
     ran(tmp_path, "coco")
     written = json.loads((tmp_path / "study.json").read_text())
     earlier = {**written, "weights": written["arms"]["coco"].pop("from")}
     (tmp_path / "study.json").write_text(json.dumps(earlier))
-    same_plan(plan, tmp_path)
+    same_plan(plan, tmp_path, {})
     with pytest.raises(TrainingError, match=r"a study with other arms\.coco;"):
-        same_plan(plan.model_copy(update={"weights": "other.pt"}), tmp_path)
+        same_plan(plan.model_copy(update={"weights": "other.pt"}), tmp_path, {})
     elsewhere = {"line": {"folder": str(folder), "val": 0.3}}
     with pytest.raises(TrainingError, match=r"other arms\.ssl, sets\.line;"):
-        same_plan(StudyPlan.model_validate(plan_of(folder, arms=arms, sets=elsewhere)), tmp_path)
+        same_plan(StudyPlan.model_validate(plan_of(folder, arms=arms, sets=elsewhere)), tmp_path, {})
+
+
+def test_same_plan__other_content_under_the_same_name_is_another_study(folder: Path, tmp_path: Path) -> None:
+    plan = StudyPlan.model_validate(plan_of(folder))
+    same_plan(plan, tmp_path, {})  # of an earlier version, which kept none
+    same_plan(plan, tmp_path, {"sets.line": "a", "coco.pt": "b"})
+    same_plan(plan, tmp_path, {"sets.line": "a"})
+    with pytest.raises(TrainingError, match=r"a study with other content of coco\.pt, content of sets\.line;"):
+        same_plan(plan, tmp_path, {"sets.line": "b", "coco.pt": "c"})
+    with pytest.raises(TrainingError, match=r"other finetune\.steps \(2 → 3\);"):
+        same_plan(StudyPlan.model_validate(plan_of(folder, finetune={"steps": 3, "batch": 4})), tmp_path, {})
+
+
+def test_study__other_labels_are_another_study(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = Path(shutil.copytree(folder, tmp_path / "own"))
+    monkeypatch.setattr(study_module, "_run", cut)
+    plan = StudyPlan.model_validate(plan_of(own))
+    with pytest.raises(KeyboardInterrupt):
+        study(plan, tmp_path / "out")
+    assert (tmp_path / "out" / "table.md").is_file()
+    with pytest.raises(TrainingError, match=r"fractions 0\.8 and 0\.81 of line are \d+ labels both"):
+        study(StudyPlan.model_validate(plan_of(own, fractions=[0.8, 0.81])), tmp_path / "out")
+    label = max((own / "labels").iterdir(), key=lambda path: path.stat().st_size)
+    label.write_text(label.read_text().splitlines()[0] + "\n0 0.5 0.5 0.25 0.25\n")
+    with pytest.raises(TrainingError, match=r"a study with other content of sets\.line; choose another --out"):
+        study(plan, tmp_path / "out")
 
 
 @pytest.mark.slow
@@ -246,13 +272,13 @@ def test_cells__seed_by_seed(folder: Path) -> None:
         ({"fractions": [1.5]}, "fractions.0: is 1.5; expected at most 1"),
         ({"arms": {"a": {"ssl": {"metod": "simclr"}}}}, "metod"),
         ({"sets": {}}, "sets: is empty; expected at least 1"),
-        ({"arms": {"a/b": {}}}, "is 'a/b'"),
+        ({"arms": {"a/b": {}}}, "arms.a/b: expected letters, digits, - _ \\+ and ., at most 64"),
         ({"arms": {"a": {"ssl": True, "weights": "x.pt"}}}, "both `ssl` and `weights`"),
         ({"arms": {"a": {"ssl": {"method": "densee"}}}}, "unknown method 'densee'"),
         ({"arms": {"a": {"ssl": {"method": "distill"}}}}, "distill needs a teacher"),
         (
             {"pretrain": {"method": "dense", "anchor": 1.0}, "arms": {"a": {"ssl": {"method": "simclr", "anchor": 1.0}}}},
-            "--anchor holds",
+            r"arms\.a\.ssl: anchor holds",
         ),
         ({"arms": {"a": {"teacher": {"imgsz": 64}}}, "weights": "x.pt"}, "arm a: its `teacher` labels nothing"),
         (
@@ -268,7 +294,10 @@ def test_cells__seed_by_seed(folder: Path) -> None:
             "arm a: unknown model 'yolo77'",
         ),
         ({"arms": {"a": {"pool": True, "teacher": {"imgsz": 50}}}}, r"arms\.a\.teacher\.imgsz: .* multiple of 32"),
-        ({"seeds": [0, 0]}, "named twice"),
+        ({"seeds": [0, 0, 1]}, "seeds: 0 comes twice"),
+        ({"fractions": [0.5, 0.25, 0.5]}, "fractions: 0.5 comes twice"),
+        ({"arms": {"a": {"ssl": "yes"}}}, "arms.a.ssl: expected true, false, or keys"),
+        ({"finetune": {"batch": 1}}, "finetune.batch: is 1; expected at least 2"),
         ({"model": "yolo77"}, "study.yaml: unknown model 'yolo77'"),
         ({"finetune": {"lr": 7.5}}, "finetune.lr: is 7.5; expected at most 1"),
         ({"finetune": {"steps": True}}, "finetune.steps: is true; expected a whole number"),
@@ -285,13 +314,22 @@ def test_load_plan__mistakes_are_told(folder: Path, tmp_path: Path, changes: dic
         load_plan(path)
 
 
+def test_arm__a_block_that_changes_nothing_is_self_supervision() -> None:
+    assert Arm.model_validate({"ssl": {}}).ssl is True
+    assert Arm.model_validate({"ssl": False}).ssl is False
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("seeds: 2021-13-45", "is not valid YAML: month must be in 1..12"),
-        ("[" * 20000, "is not valid YAML: maximum recursion depth"),
-        ("a: [", "is not valid YAML: while parsing"),
-        ("\x00", "is not valid YAML"),
+        ("seeds: 2021-13-45", r"study\.yaml: not valid YAML: month must be in 1..12"),
+        ("[" * 20000, r"study\.yaml: not valid YAML: maximum recursion depth"),
+        ("a: 1\nb: [", r"study\.yaml:2: not valid YAML: expected the node content"),
+        (
+            "arms:\n  a: {}\n  a: {}\nseeds: [0]\nseeds: [1]",
+            r"line 3: arms\.a is there already in line 2; line 5: seeds is there already in line 4",
+        ),
+        ("\x00", "not valid YAML"),
         ("", "study.yaml: is empty"),
         (None, "study.yaml cannot be read: No such file or directory; docs/study.md has an example"),
     ],
