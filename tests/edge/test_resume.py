@@ -48,13 +48,13 @@ def kill_after_first_epoch(arguments: list[str], out: Path) -> None:
 
 @pytest.mark.slow
 def test_pretrain__killed_and_resumed_ends_where_the_whole_run_ends(pool_dir: Path, tmp_path: Path) -> None:
-    whole = pretrain(pretrain_request(pool_dir, tmp_path / "whole", epochs=4))
+    whole = pretrain(pretrain_request(pool_dir, tmp_path / "whole", epochs=4, interpolate=0.5))
     out = tmp_path / "killed"
     options = ["--imgsz", "64", "--batch", "8", "--epochs", "4", "--method", "simclr", "--part", "backbone"]
     kill_after_first_epoch(["pretrain", "--pool", str(pool_dir), "--out", str(out), *options], out)
     done = int(load_checkpoint(out / "last.pt").training["epoch"])  # type: ignore[index]
     assert 1 <= done < 4
-    resumed = pretrain(pretrain_request(pool_dir, out, epochs=4, resume=True))
+    resumed = pretrain(pretrain_request(pool_dir, out, epochs=4, interpolate=0.5, resume=True))
     assert same_weights(whole, resumed)
     assert [json.loads(line)["epoch"] for line in (out / "log.jsonl").read_text().splitlines()] == [1, 2, 3, 4]
 
