@@ -28,7 +28,7 @@ from edge.pretrain_request import PretrainRequest
 from edge.run_folder import LAST, refuse_unwritable
 from edge.run_log import LOG
 from edge.study_plan import Arm, Cell, PretrainPlan, SetPlan, StudyPlan, cells_of
-from edge.study_report import told
+from edge.study_report import summary
 from edge.training_images import refuse_damaged
 from runtime.files import sha256_of_file, write_atomically
 from runtime.images import list_images
@@ -111,7 +111,7 @@ def _records(out: Path) -> dict[Cell, dict[str, Any]]:
 def _write(cells: list[Cell], records: dict[Cell, dict[str, Any]], out: Path) -> None:
     done = [records[cell] for cell in cells if cell in records]
     write_atomically(out / RESULTS, "".join(json.dumps(record) + "\n" for record in done).encode())
-    write_atomically(out / TABLE, f"{told(done)}\n".encode())
+    write_atomically(out / TABLE, f"{summary(done)}\n".encode())
 
 
 def same_plan(plan: StudyPlan, out: Path, digests: Mapping[str, str]) -> None:

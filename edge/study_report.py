@@ -110,7 +110,7 @@ def mean_and_half(values: Sequence[float], ratio: float) -> Gauge:
     return float(np.mean(values)), float(student.ppf(0.975, len(values) - 1)) * deviation
 
 
-def told(records: Records) -> str:
+def summary(records: Records) -> str:
     """Markdown: the table, and what it comes to in words."""
     rows = rows_of(records)
     return "\n\n".join([table(rows), *verdicts(rows), *notes(records)])

@@ -197,11 +197,11 @@ def study(
     """Runs a grid of training arms with equal budgets; writes a table with intervals and a plot."""
     from edge.study import study as start
     from edge.study_plan import load_plan
-    from edge.study_report import plot, rows_of, told
+    from edge.study_report import plot, rows_of, summary
 
     records = start(load_plan(plan), out)
     plot(rows_of(records), out / "plot.svg")
-    typer.echo(told(records))
+    typer.echo(summary(records))
 
 
 def refresh(
