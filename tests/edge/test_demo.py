@@ -11,7 +11,6 @@ import pytest
 
 from calibration.errors import DataError
 from calibration.labels import load_dataset
-from edge.demo import loop
 from edge.demo.camera import LiveDaemon
 from edge.demo.loop import DemoRequest, demo
 from edge.demo.scene import FolderScene, SimulatedScene
@@ -23,8 +22,7 @@ from runtime.pool import Pool
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_demo__closes_the_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "_TUNE_IMAGES", loop._TUNE_IMAGES // 2)  # enough to find objects, in half of the time
+def test_demo__closes_the_loop(tmp_path: Path) -> None:
     table = demo(DemoRequest(tmp_path / "demo"))
     summary: dict[str, Any] = json.loads((tmp_path / "demo" / "summary.json").read_text())
     for accuracy in summary["arms"].values():
