@@ -120,13 +120,15 @@ def evaluate(
     from calibration.labels import load_held_out
     from edge.evaluation import evaluate_model
     from edge.evaluation_page import evaluation_page
+    from edge.run_folder import refuse_unwritable
     from runtime.files import write_atomically
 
     if report:
-        report.parent.mkdir(parents=True, exist_ok=True)
+        refuse_unwritable(report.parent)
     dataset = load_held_out(data)
     found = evaluate_model(model, dataset, engine, precision)
     whole = {**found.accuracy.as_dict(), **found.breakdown.as_dict()}
     typer.echo(json.dumps(whole, indent=2) if as_json else "\n".join(found.lines()))
     if report:
+        report.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(report, evaluation_page(found, dataset.val, dataset.names, f"{model} on {data}").encode())
