@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
@@ -96,6 +97,14 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@contextmanager
+def few_stretches() -> Iterator[None]:
+    """Conversions within try four stretches of layers in float instead of thirty: each is a file more to compile."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("converters.sensitivity.STRETCHES", 4)
+        yield
+
+
 @pytest.fixture(scope="session")
 def bundle(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path, pool_dir: Path) -> Bundle:
     """A real bundle, FP32 and INT8, of fresh weights at 64 × 64; its threshold lets boxes through."""
@@ -106,7 +115,8 @@ def bundle(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path, pool_dir:
     out = tmp_path_factory.mktemp("bundles") / "tiny"
     # Fresh weights give scores that INT8 shuffles at will; what the gate refuses has tests of its own.
     bars = Bars(agreement=0, at_threshold=0, mean_iou=0, score_shift=1, boxes=0)
-    return convert(ConvertRequest(checkpoint, pool_dir, confidence=0.001, frames=8, bars=bars), out, lambda _: None)
+    with few_stretches():
+        return convert(ConvertRequest(checkpoint, pool_dir, confidence=0.001, frames=8, bars=bars), out, lambda _: None)
 
 
 @pytest.fixture

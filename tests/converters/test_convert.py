@@ -17,7 +17,7 @@ from converters.request import ConvertRequest
 from runtime.bundle import Bundle
 from runtime.errors import EdgeloopError, PoolError
 from runtime.sources.simulated import CLASS_NAMES, Line
-from tests.conftest import fill_pool
+from tests.conftest import few_stretches, fill_pool
 
 NO_BARS = Bars(agreement=0, at_threshold=0, mean_iou=0, score_shift=1, boxes=0, f1_drop=1, map_drop=1)
 
@@ -90,7 +90,8 @@ def test_convert__the_same_frames_again_and_a_larger_batch(
     request = ConvertRequest(
         checkpoint, pool_dir, confidence=0.001, bars=NO_BARS, calibration=bundle.path, batch=2, gate_frames=5, pictures=False
     )
-    again = convert(request, tmp_path / "b", lambda _: None).manifest
+    with few_stretches():
+        again = convert(request, tmp_path / "b", lambda _: None).manifest
     assert bundle.manifest.calibration is not None
     assert again.calibration is not None
     assert again.calibration.frame_sha256 == bundle.manifest.calibration.frame_sha256
@@ -115,7 +116,8 @@ def test_convert__tensorrt_with_labels_and_a_larger_batch(checkpoint: Path, pool
     request = ConvertRequest(
         checkpoint, pool_dir, confidence=0.001, bars=NO_BARS, batch=2, target="tensorrt", data=data, frames=8, pictures=False
     )
-    made = convert(request, tmp_path / "b", lambda _: None)
+    with few_stretches():
+        made = convert(request, tmp_path / "b", lambda _: None)
     kinds = {(row.precision, row.form, row.batch) for row in made.manifest.variants}
     forms = (("fp32", "any"), ("fp16", "tensorrt-strong"), ("int8", "tensorrt"), ("int8", "tensorrt-strong"))
     assert kinds == {(precision, form, batch) for precision, form in forms for batch in (1, 2)}

@@ -200,8 +200,9 @@ def test_readme__coco_weights_to_int8_on_a_video(edge: Edge, data_dir: Path, tmp
     weights = data_dir / "weights" / "yolo11n_coco_dequant_state_fp16.pt"
     assert edge("pool", "add", "work/example/pool", data_dir / "coco_train2017" / "images").returncode == 0
     done = edge(
-        weights, "--pool", "work/example/pool", "--out", "work/example/yolo11n", "--frames", 16, module="converters.cli"
-    )
+        weights, "--pool", "work/example/pool", "--out", "work/example/yolo11n", "--frames", 16, "--gate-frames", 48,
+        module="converters.cli",
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     config = yaml.safe_load((ROOT / "examples" / "vtest.yaml").read_text())
     config["cameras"]["vtest"]["source"]["uri"] = str(data_dir / "videos" / "vtest.avi")
