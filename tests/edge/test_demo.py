@@ -49,7 +49,7 @@ def test_simulated_scene__labels_are_the_truth(tmp_path: Path) -> None:
     assert (len(dataset.train), len(dataset.val)) == (8, 60)
     assert sum(len(item.class_id) for item in dataset.train) > 8
     image, truth = scene.live(30)
-    assert image.shape == (224, 224, 3)
+    assert image.shape == (160, 160, 3)
     assert len(truth) > 0
     assert scene.live(200)[0].mean() < image.mean()  # the light has drifted
 
