@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +13,14 @@ import torch
 
 from converters.checkpoint import Checkpoint, save_checkpoint
 from edge.errors import TrainingError
-from edge.large_batch import accumulated_backward, cached_backward, in_chunks
 from edge.methods import METHODS, Settings, build_method
-from edge.methods.cutpaste import pasted
 from edge.methods.dense import centres, drift, same_places
 from edge.methods.jigsaw import SIDE, distant_shuffles, shuffled_tiles
-from edge.methods.mae import MaskedModelling, normalised, random_mask
 from edge.methods.moco import MoCo
 from edge.methods.simclr import TEMPERATURE, SimCLR
-from edge.methods.views import RandomView, TwoViews, ViewSpec
-from edge.trunk import Trunk, pooled
-from edge.yolo import Part, build_detector, part_keys
-from runtime.sources.simulated import Line
-
-SETTINGS = Settings(imgsz=96, batch=8, images=64, steps=20)
-
-
-def trunk(part: Part = "neck", model: str = "yolo11n") -> Trunk:
-    return Trunk(build_detector(model, ["x"], 0), model, part)
+from edge.trunk import Trunk
+from edge.yolo import Part, build_detector
+from tests.edge.small_methods import SETTINGS, batch_of, trunk
 
 
 @pytest.fixture(scope="module")
@@ -40,12 +29,6 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("teacher") / "teacher.pt"
     save_checkpoint(path, Checkpoint("yolov8n", ("x",), build_detector("yolov8n", ["x"], 1).state_dict(), 96))
     return path
-
-
-def batch_of(method: Any, step: int, count: int = 8) -> list[torch.Tensor]:
-    line = Line(3, (128, 96))
-    made = [method.views(line.image(5 * index), np.random.default_rng((step, index))) for index in range(count)]
-    return [torch.stack(side) for side in zip(*made, strict=True)]
 
 
 @pytest.mark.parametrize("name", list(METHODS))
@@ -108,50 +91,6 @@ def test_trunk__maps_are_those_that_the_head_looks_at(model: str, part: Part, ch
             detector(image)
             for ours, theirs in zip(found(image), seen, strict=True):
                 torch.testing.assert_close(ours, theirs)
-
-
-def test_cutpaste__pieces_lie_in_their_boxes_and_come_from_other_images() -> None:
-    torch.manual_seed(0)
-    grey = torch.linspace(0, 0.3, 6)[:, None, None, None].expand(6, 3, 96, 128)
-    donors = torch.linspace(0.5, 1, 6)[:, None, None, None].expand(6, 3, 96, 128)
-    made, rows, boxes = pasted(grey, donors)
-    assert set(rows.tolist()) == {0, 1, 2, 3, 4, 5}
-    assert len(boxes) > 6
-    inside = torch.zeros(6, 96, 128, dtype=torch.bool)
-    for row, (cx, cy, width, height) in zip(rows.int().tolist(), boxes.tolist(), strict=True):
-        left, top = round(128 * (cx - width / 2)), round(96 * (cy - height / 2))
-        window = slice(top, round(96 * (cy + height / 2))), slice(left, round(128 * (cx + width / 2)))
-        assert not inside[row][window].any(), "pieces do not cover each other"
-        inside[row][window] = True
-        piece = made[row, 0][window]
-        assert (piece != grey[row, 0][window]).float().mean() > 0.7, "all of the box, or the ellipse in it"
-        assert not torch.isclose(piece, donors[row, 0, 0, 0]).any(), "not from the image itself"
-    assert torch.equal(made[:, 0][~inside], grey[:, 0][~inside])
-    assert len(pasted(grey, grey[:1].expand_as(grey))[1]) < len(rows), "what nobody could see is left out"
-
-
-@pytest.mark.parametrize("model", ["yolov5n", "yolov10n", "yolo26n", "yolo11n-resnet18"])
-def test_cutpaste__other_heads(model: str) -> None:
-    """Two heads that share maps (v10, 26), another backbone: what is kept learns, the classes are not part of it."""
-    torch.manual_seed(0)
-    detector = build_detector(model, ["x"], 0)
-    method: Any = build_method("cutpaste", Trunk(detector, model, "localizer"), SETTINGS).train()
-    method(*batch_of(method, 0)).backward()
-    named = dict(detector.named_parameters())
-    kept = part_keys(model, named, "localizer")
-    head = f"model.{len(detector.model) - 1}."
-    own = [key for key in kept if key.startswith(head)]
-    assert own
-    assert not any(".cv3." in key or "one2one_cv3" in key for key in own)
-    assert any(named[key].grad is not None and bool(named[key].grad.abs().sum() > 0) for key in own), "box branches learn"
-    first = next(iter(named.values())).grad
-    assert first is not None
-    assert first.abs().sum() > 0
-
-
-def test_cutpaste__needs_the_head() -> None:
-    with pytest.raises(TrainingError, match="--part neck or --part localizer"):
-        build_method("cutpaste", trunk("backbone"), SETTINGS)
 
 
 def test_dense__an_anchor_holds_the_maps_while_they_learn() -> None:
@@ -231,57 +170,6 @@ def test_moco__no_key_of_a_step_repels_its_own_query(monkeypatch: pytest.MonkeyP
         assert float((keys @ bank).max()) < 0.9999
 
 
-def test_large_batch__gradients_are_those_of_the_whole_batch() -> None:
-    method: Any = SimCLR(trunk("backbone"), SETTINGS)
-    for module in method.modules():
-        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
-            module.eval()  # else a chunk is normalised by itself
-    method.double()
-    views = tuple(view.double() for view in batch_of(method, 0))
-    whole = method(*views)
-    whole.backward()
-    expected = [p.grad.clone() for p in method.parameters()]
-    method.zero_grad()
-    loss = cached_backward(method, method, views, 3, torch.autograd.backward)
-    torch.testing.assert_close(loss, whole.detach())
-    for parameter, gradient in zip(method.parameters(), expected, strict=True):
-        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-6, atol=1e-9)
-
-
-@pytest.mark.parametrize(
-    ("count", "chunk", "sizes"),
-    [(8, 4, [4, 4]), (9, 4, [3, 3, 3]), (9, 8, [5, 4]), (3, 4, [3]), (3, 2, [3]), (1, 4, [1]), (5, 2, [3, 2])],
-)
-def test_in_chunks__none_of_a_single_image(count: int, chunk: int, sizes: list[int]) -> None:
-    views = (torch.arange(count), torch.arange(count) + 100)
-    parts = in_chunks(views, chunk)
-    assert [len(part[0]) for part in parts] == sizes
-    assert torch.equal(torch.cat([part[1] for part in parts]), views[1])
-
-
-def test_large_batch__accumulated_gradients_are_those_of_the_mean_loss() -> None:
-    torch.manual_seed(0)
-    layer = torch.nn.Linear(5, 1).double()
-    views = (torch.randn(7, 5, dtype=torch.double), torch.randn(7, 1, dtype=torch.double))
-
-    def loss_of(view: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.mse_loss(layer(view), wanted)
-
-    whole = loss_of(*views)
-    (expected,) = torch.autograd.grad(whole, [layer.weight])
-    loss = accumulated_backward(loss_of, views, 3, torch.autograd.backward)
-    torch.testing.assert_close(loss, whole.detach())
-    torch.testing.assert_close(layer.weight.grad, expected)
-
-
-def test_large_batch__batch_norm_counts_a_chunk_once() -> None:
-    method: Any = SimCLR(trunk("backbone"), SETTINGS).train()
-    norm = next(module for module in method.modules() if isinstance(module, torch.nn.BatchNorm2d))
-    cached_backward(method, method, tuple(batch_of(method, 0)), 4, torch.autograd.backward)
-    assert norm.num_batches_tracked is not None
-    assert int(norm.num_batches_tracked) == 2
-
-
 def test_same_places__partners_show_the_same_place() -> None:
     torch.manual_seed(0)
     first = torch.tensor([[0.1, 0.2, 0.6, 0.9], [0.0, 0.0, 0.3, 0.3]])
@@ -293,99 +181,6 @@ def test_same_places__partners_show_the_same_place() -> None:
     apart = (here[0, a] - there[0, b]).abs()
     assert float(apart[:, 0].max()) <= 0.5 / 7
     assert float(apart[:, 1].max()) <= 0.71 * 0.7 / 7
-
-
-def test_views__the_box_says_where_the_view_lies() -> None:
-    """A picture whose blue is the column and whose red is the row: a view's corners tell where they came from."""
-    image = np.zeros((200, 250, 3), np.uint8)
-    image[..., 0], image[..., 2] = np.arange(250)[None], np.arange(200)[:, None]
-    view = RandomView(ViewSpec(64, jitter=0, grey=0, blur=0))
-    flips = set()
-    for seed in range(12):
-        shown, box = view(image, np.random.default_rng(seed))
-        left, top, right, bottom = (float(value) for value in box)
-        flips.add((left > right, top > bottom))
-        for row, column in ((8, 8), (56, 20), (32, 50)):
-            x = (left + (right - left) * (column + 0.5) / 64) * 250
-            y = (top + (bottom - top) * (row + 0.5) / 64) * 200
-            assert float(shown[2, row, column]) * 255 == pytest.approx(x - 0.5, abs=3)
-            assert float(shown[0, row, column]) * 255 == pytest.approx(y - 0.5, abs=3)
-    assert len(flips) == 4
-
-
-@pytest.mark.parametrize("size", [(2048, 512), (1920, 1080), (512, 2048), (640, 480), (200, 200)])
-def test_views__objects_keep_their_proportions_and_crops_differ(size: tuple[int, int]) -> None:
-    view, image = RandomView(ViewSpec(32, jitter=0, grey=0, blur=0)), np.zeros((size[1], size[0], 3), np.uint8)
-    rng = np.random.default_rng(0)
-    boxes = np.array([view(image, rng)[1].numpy() for _ in range(100)])
-    extents = np.abs(boxes[:, 2:] - boxes[:, :2]) * size
-    ratio = extents[:, 0] / extents[:, 1]
-    assert 0.74 < ratio.min() < ratio.max() < 1.35
-    largest = min(size[0], size[1] * 4 / 3) * min(size[1], size[0] * 4 / 3)
-    assert extents.prod(1).min() > 0.29 * largest
-    assert len({tuple(box) for box in boxes.round(3).tolist()}) > 90
-
-
-def test_views__depend_on_the_generator_alone() -> None:
-    views, image = TwoViews(ViewSpec(64)), Line(1, (128, 128)).image(3)
-    first = views(image, np.random.default_rng(5))
-    np.random.seed(1)  # noqa: NPY002  what other code may do
-    torch.manual_seed(1)
-    for a, b in zip(first, views(image, np.random.default_rng(5)), strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=0)
-    assert not torch.equal(first[0], views(image, np.random.default_rng(6))[0])
-    assert first[0].dtype == torch.float32
-    assert 0 <= float(first[0].min()) <= float(first[0].max()) <= 1
-
-
-@pytest.mark.parametrize("model", ["yolo11n", "yolo11n-resnet18"])
-def test_mae__what_is_hidden_does_not_reach_what_is_visible(model: str) -> None:
-    torch.manual_seed(0)
-    method = MaskedModelling(trunk("backbone", model), SETTINGS).train()
-    images = torch.rand(2, 3, 96, 96)
-    visible = random_mask(2, 3, 3, images.device)
-    assert visible.flatten(1).sum(1).tolist() == [4, 4]
-    grown = visible.repeat_interleave(32, 2).repeat_interleave(32, 3)
-    other = torch.where(grown, images, torch.rand(2, 3, 96, 96))
-    for a, b in zip(method._maps(images, visible), method._maps(other, visible), strict=True):
-        torch.testing.assert_close(a, b)
-        hidden = ~visible.repeat_interleave(a.shape[2] // 3, 2).repeat_interleave(a.shape[3] // 3, 3)
-        assert float((a * hidden).detach().abs().max()) == 0
-
-
-def test_mae__pooling_smears_nothing_over_hidden_squares() -> None:
-    torch.manual_seed(0)
-    method = MaskedModelling(trunk("backbone", "yolo11n-resnet18"), SETTINGS).train()
-    (pool,) = (module for module in method.modules() if isinstance(module, torch.nn.MaxPool2d))
-    seen: list[torch.Tensor] = []
-    pool.register_forward_hook(lambda _, __, found: seen.append(found.detach()))
-    visible = random_mask(2, 3, 3, torch.device("cpu"))
-    method._maps(torch.rand(2, 3, 96, 96), visible)
-    hidden = ~visible.repeat_interleave(8, 2).repeat_interleave(8, 3)
-    assert float(seen[0].abs().max()) > 0 == float((seen[0] * hidden).abs().max())
-
-
-def test_mae__a_picture_of_one_square_has_nothing_to_hide() -> None:
-    with pytest.raises(TrainingError, match="has no two squares, one to hide; take --imgsz 64"):
-        MaskedModelling(trunk(), replace(SETTINGS, imgsz=32))
-
-
-def test_mae__layers_are_themselves_again_afterwards() -> None:
-    own = trunk().eval()
-    image = torch.rand(1, 3, 96, 96)
-    with torch.no_grad():
-        before = pooled(own(image))
-        method = MaskedModelling(own, SETTINGS).eval()
-        method(image)
-        torch.testing.assert_close(pooled(own(image)), before)
-
-
-def test_mae__squares_are_normalised() -> None:
-    flat = normalised(torch.rand(2, 3, 64, 64)).unfold(2, 32, 32).unfold(3, 32, 32)
-    torch.testing.assert_close(flat.mean((1, -1, -2)), torch.zeros(2, 2, 2), atol=1e-4, rtol=0)
-    torch.testing.assert_close(flat.std((1, -1, -2)), torch.ones(2, 2, 2), atol=0.01, rtol=0)
-    red, blue = torch.rand(2, 3, 32, 32) * 0.1 + torch.eye(3)[[0, 2], :, None, None] * 0.9
-    assert normalised(red[None])[0, 0].mean() > 1 > -0.5 > normalised(blue[None])[0, 0].mean(), "colours are painted"
 
 
 def test_jigsaw__tiles_lie_where_the_order_says() -> None:
