@@ -24,6 +24,7 @@ def study_figures() -> list[str]:
     for path in sorted(RESULTS.glob("study_*.json")):
         found = json.loads(path.read_text(encoding="utf-8"))
         plan = found["plan"]
+        rows = rows_of(found["records"], len(plan["fractions"]))
         parts += [
             (
                 f"{', '.join(plan['sets'])}: {plan['model']} at {plan['imgsz']} px, {plan['finetune']['steps']} steps of "
@@ -31,9 +32,9 @@ def study_figures() -> list[str]:
                 f"{plan['pretrain']['imgsz']} px; {len(found['records'])} runs."
             ),
             "",
-            table(rows_of(found["records"])),
+            table(rows),
             "",
-            *[f"{told}\n" for told in (*verdicts(rows_of(found["records"])), *_missing(found), *notes(found["records"]))],
+            *[f"{told}\n" for told in (*verdicts(rows), *_missing(found), *notes(found["records"]))],
         ]
     return parts or ["Not run yet."]
 

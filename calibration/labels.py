@@ -240,7 +240,8 @@ def _names(content: dict[str, object], path: Path) -> tuple[str, ...]:
 
 def _image_paths(base: Path, value: object, data_yaml: Path) -> list[Path]:
     if isinstance(value, list):
-        return [path for each in value for path in _image_paths(base, each, data_yaml)]
+        paths = [path for each in value for path in _image_paths(base, each, data_yaml)]
+        return list({path.absolute(): path for path in paths}.values())  # entries may overlap
     target = base / str(value)
     if target.is_dir():
         return list_images(target)

@@ -138,59 +138,89 @@ def _prepared(request: FinetuneRequest, dataset: Dataset, teacher: PoolTeacher) 
 def _train(request: FinetuneRequest, dataset: Dataset, teacher: PoolTeacher) -> Finetuned:
     path = request.out / DETECTOR
     prepared = _prepared(request, dataset, teacher)
-    dataset, lineage, labels = prepared.dataset, prepared.lineage, prepared.labels
-    detector, ema, run = prepared.detector, prepared.ema, prepared.run
+    run, epochs = prepared.run, _Epochs(request, prepared, teacher)
     if run.epoch == request.epochs and path.is_file():
         sys.stderr.write(f"the run in {request.out} is finished; to train longer, start another with --init {path}\n")
-        found = _evaluate(ema.ema, dataset, request) if dataset.val else None
-        return Finetuned(path, found, run.extra.get("figures", []))
+        return Finetuned(path, epochs.evaluated(), run.extra.get("figures", []))
     if request.pool:
         Snapshot(request.out)  # frames that are gone are told now, not when their turn comes
-    loaders, looked, found = _Loaders(dataset.names, labels, (), request), -1, None
-    steps_an_epoch = request.steps(len(labels))
-    left = (request.epochs - run.epoch) * steps_an_epoch
+    steps = request.steps(len(prepared.labels))
     with (
         memory_told(f"--batch {request.batch}", _REMEDIES),
         single_value_told(),
         killed_told(),
-        Progress("finetune", left) as progress,
+        Progress("finetune", (request.epochs - run.epoch) * steps) as progress,
     ):
-        ema.updates = run.epoch * steps_an_epoch
-        for epoch in run.epochs(steps_an_epoch):
-            look = max((each for each in request.looks if each <= epoch), default=-1)
-            taught = None
-            if look > looked:
-                average = _checkpoint(ema.ema, dataset, request, lineage)
-                if look == epoch and not request.teacher:  # one that is given looks once
-                    run.save(average)  # what the look before it gave is about to be overwritten
-                taught, looked = teacher.taught(dataset, average, look), look
-                loaders = _Loaders(dataset.names, labels, taught.images, request)
-                seed_everything(request.seed, epoch)  # as in a run that was cut and reads what was believed
-            _train_mode(detector, request, epoch)
-            figures = train_epoch(
-                run, loaders.of(epoch), _loss(detector, prepared.fabric, request), partial(ema.update, detector), progress
-            )
-            if taught and taught.epoch == epoch:
-                figures |= {"looked_s": taught.seconds}
-            if _is_due(epoch, request) and dataset.val:
-                found = _evaluate(ema.ema, dataset, request)
-                figures |= {"map50_95": found.map50_95, "f1": found.f1}
-            run.finish_epoch(_checkpoint(ema.ema, dataset, request, lineage), figures)
-    if found is None and dataset.val:
-        found = _evaluate(ema.ema, dataset, request)
-    _release(ema.ema, dataset, request, lineage, found)
+        prepared.ema.updates = run.epoch * steps
+        for epoch in run.epochs(steps):
+            figures = epochs.train(epoch, progress)
+            run.finish_epoch(epochs.checkpoint(), figures)
+    found = epochs.found or epochs.evaluated()
+    _release(epochs.checkpoint(), request, found)
     return Finetuned(path, found, run.extra.get("figures", []))
 
 
-def _release(
-    detector: DetectionModel, dataset: Dataset, request: FinetuneRequest, lineage: dict[str, str], found: Accuracy | None
-) -> None:
+class _Epochs:
+    """The epochs of a run: what they learn from, and how good the average of the weights is after them.
+
+    Attributes:
+        found: the last evaluation, if there was one.
+    """
+
+    def __init__(self, request: FinetuneRequest, prepared: _Prepared, teacher: PoolTeacher) -> None:
+        self._request, self._prepared, self._teacher = request, prepared, teacher
+        self._loaders = self._with(())
+        self._looked = -1  # the epoch of the look that the loaders' frames are of
+        self.found: Accuracy | None = None
+
+    def train(self, epoch: int, progress: Progress) -> dict[str, float]:
+        """One epoch, and its figures for the log."""
+        prepared = self._prepared
+        look = max((each for each in self._request.looks if each <= epoch), default=-1)
+        figures = self._look(look, epoch) if look > self._looked else {}
+        _train_mode(prepared.detector, self._request, epoch)
+        loss_of, averaged = (
+            _loss(prepared.detector, prepared.fabric, self._request),
+            partial(prepared.ema.update, prepared.detector),
+        )
+        figures = train_epoch(prepared.run, self._loaders.of(epoch), loss_of, averaged, progress) | figures
+        if _is_due(epoch, self._request) and (found := self.evaluated()):
+            self.found = found
+            figures |= {"map50_95": found.map50_95, "f1": found.f1}
+        return figures
+
+    def _look(self, look: int, epoch: int) -> dict[str, float]:
+        """The teacher looks at the pool, or what it believed is read again; what the look took."""
+        average = self.checkpoint()
+        if look == epoch and not self._request.teacher:  # one that is given looks once
+            self._prepared.run.save(average)  # what the look before it gave is about to be overwritten
+        taught, self._looked = self._teacher.taught(self._prepared.dataset, average, look), look
+        self._loaders = self._with(taught.images)
+        seed_everything(self._request.seed, epoch)  # as in a run that was cut and reads what was believed
+        return {"looked_s": taught.seconds} if taught.epoch == epoch else {}
+
+    def _with(self, frames: Sequence[TrainingImage]) -> _Loaders:
+        return _Loaders(self._prepared.dataset.names, self._prepared.labels, frames, self._request)
+
+    def evaluated(self) -> Accuracy | None:
+        """The average's accuracy on the held-out images, if there are some."""
+        return _evaluate(self._prepared.ema.ema, self._prepared.dataset, self._request) if self._prepared.dataset.val else None
+
+    def checkpoint(self) -> Checkpoint:
+        """The average of the weights."""
+        names, lineage = self._prepared.dataset.names, self._prepared.lineage
+        return Checkpoint(
+            self._request.model, names, self._prepared.ema.ema.state_dict(), self._request.imgsz, "detector", lineage
+        )
+
+
+def _release(average: Checkpoint, request: FinetuneRequest, found: Accuracy | None) -> None:
     """Writes `detector.pt`, with what was measured in its lineage."""
     measured = {f"{HELD_OUT}{name}": str(value) for name, value in found.as_dict().items()} if found else {}
     if request.pool:
         believed = Taught.read(request.out / PSEUDO_LABELS)
         measured |= dict(zip(LAST_LOOK, map(str, (believed.looked, believed.boxes)), strict=True))
-    released = _checkpoint(detector, dataset, request, {**lineage, **measured})
+    released = replace(average, lineage={**average.lineage, **measured})
     save_checkpoint(request.out / DETECTOR, with_training(released, None))
 
 
@@ -299,10 +329,6 @@ def _is_due(epoch: int, request: FinetuneRequest) -> bool:
 def _evaluate(detector: DetectionModel, dataset: Dataset, request: FinetuneRequest) -> Accuracy:
     detect = torch_detector(detector, Preprocess((request.imgsz, request.imgsz)))
     return evaluate(detect, dataset.val, dataset.names, request.confidence)
-
-
-def _checkpoint(detector: DetectionModel, dataset: Dataset, request: FinetuneRequest, lineage: dict[str, str]) -> Checkpoint:
-    return Checkpoint(request.model, dataset.names, detector.state_dict(), request.imgsz, "detector", lineage)
 
 
 def data_digest(dataset: Dataset) -> str:

@@ -313,6 +313,7 @@ def _lineage(request: PretrainRequest, frames: Snapshot | ShardSet) -> dict[str,
     return {
         "ssl": request.method, "ssl_part": request.part, "ssl_frames_sha256": frames.digest, "ssl_frames": str(len(frames)),
         "ssl_epochs": str(request.epochs), "ssl_seed": str(request.seed), "ssl_interpolate": str(request.interpolate),
+        "ssl_from_scratch": str(request.init is None),
         "ssl_batch": str(request.batch), "ssl_lr": str(request.lr), "ssl_upright": str(request.upright),
         "ssl_anchor": str(request.anchor), "ssl_average": str(request.average), "ssl_chunk": str(request.chunk),
         "ssl_precision": request.precision, "ssl_activation_checkpointing": str(request.activation_checkpointing),

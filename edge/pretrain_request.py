@@ -92,9 +92,9 @@ def usual_of(init: str | None) -> tuple[float, float]:
     """Learning rate, and share of what is learnt in what is written, for who names none.
 
     From a detector's weights a short pretraining on few frames forgets more than it learns, so it learns slowly and goes half of
-    the way (WiSE-FT, arXiv 2109.01903). Weights that have learnt one thing are slower to learn the next than fresh ones are, so
-    from those it goes half of the way as well (Ash and Adams 2020, "On warm-starting neural network training", arXiv 1910.08475).
-    docs/study.md has arms for both.
+    the way (WiSE-FT, arXiv 2109.01903). A network that goes on from what it has learnt can come out worse than a fresh one, so
+    from fresh weights it goes half of the way as well, which is their shrink and perturb (Ash and Adams 2020, "On warm-starting
+    neural network training", arXiv 1910.08475). docs/study.md has arms for both.
 
     Args:
         init: the kind of the checkpoint that training begins as; None for fresh weights.

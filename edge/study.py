@@ -27,7 +27,7 @@ from edge.pretrain import RESULT, pretrain
 from edge.pretrain_request import PretrainRequest
 from edge.run_folder import LAST, refuse_unwritable
 from edge.run_log import LOG
-from edge.study_plan import Arm, Cell, PretrainPlan, SetPlan, StudyPlan, cells_of
+from edge.study_plan import Arm, Cell, PretrainPlan, SetPlan, StudyPlan, cells_of, keys_told
 from edge.study_report import summary
 from edge.training_images import refuse_damaged
 from runtime.files import sha256_of_file, write_atomically
@@ -81,17 +81,18 @@ def _labels_of(plan: StudyPlan) -> dict[str, str]:
     """
     digests = {}
     for name, spec in plan.sets.items():
-        with tempfile.TemporaryDirectory() as folder:
-            data = split_dataset(Path(spec.folder), Path(folder), spec.group, 0, spec.val, plan.seeds[0])
-            everything = load_dataset(data)
-        counts: dict[int, float] = {}
-        for fraction in plan.fractions:
-            labels = _count(fraction, everything)
-            if labels in counts:
-                raise TrainingError(
-                    f"fractions {counts[labels]:g} and {fraction:g} of {name} are {labels} labels both; take one out"
-                )
-            counts[labels] = fraction
+        for seed in plan.seeds:
+            with tempfile.TemporaryDirectory() as folder, keys_told(f"sets.{name}"):
+                everything = load_dataset(split_dataset(Path(spec.folder), Path(folder), spec.group, 0, spec.val, seed))
+            counts: dict[int, float] = {}
+            for fraction in plan.fractions:
+                labels = _count(fraction, everything)
+                if labels in counts:
+                    raise TrainingError(
+                        f"fractions {counts[labels]:g} and {fraction:g} of {name} are {labels} labels both with seed {seed}; "
+                        "take one out"
+                    )
+                counts[labels] = fraction
         items = sorted((*everything.train, *everything.val), key=lambda item: item.path)
         refuse_damaged(items, "labelled")
         digests[f"sets.{name}"] = data_digest(replace(everything, train=tuple(items)))
@@ -111,7 +112,8 @@ def _records(out: Path) -> dict[Cell, dict[str, Any]]:
 def _write(cells: list[Cell], records: dict[Cell, dict[str, Any]], out: Path) -> None:
     done = [records[cell] for cell in cells if cell in records]
     write_atomically(out / RESULTS, "".join(json.dumps(record) + "\n" for record in done).encode())
-    write_atomically(out / TABLE, f"{summary(done)}\n".encode())
+    told = f"{len(done)} of {len(cells)} runs so far.\n\n" if len(done) < len(cells) else ""
+    write_atomically(out / TABLE, f"{told}{summary(done, len({cell.fraction for cell in cells}))}\n".encode())
 
 
 def same_plan(plan: StudyPlan, out: Path, digests: Mapping[str, str]) -> None:
@@ -132,16 +134,20 @@ def same_plan(plan: StudyPlan, out: Path, digests: Mapping[str, str]) -> None:
         before = json.loads(path.read_text(encoding="utf-8"))
         changed = [told for key in fixed for told in _differences(key, before.get(key), fixed[key])]
         known_digests = before.get("digests", {})  # none of an earlier version
-        changed += [f"content of {key}" for key, each in digests.items() if known_digests.get(key, each) != each]
+        done = list(_records(out))
+        used = plan.used_by(done)
+        renewed = {key for key, each in digests.items() if known_digests.get(key, each) != each}
+        changed += [f"content of {key}" for key in renewed if key in used or key.startswith("sets.")]
         changed += [f"sets.{name}" for name, each in resolved["sets"].items() if before["sets"].get(name, each) != each]
         known = {name: _as_now(each, before.get("weights")) for name, each in before["arms"].items()}
         arms = [name for name, each in resolved["arms"].items() if known.get(name, each) != each]
-        have_run = {cell.arm for cell in _records(out)}
+        have_run = {cell.arm for cell in done}
         changed += [f"arms.{name}" for name in arms if name in have_run]
         if changed:
             raise TrainingError(f"{out} holds a study with other {', '.join(sorted(changed))}; choose another --out or name")
-        for name in arms:
-            _forget(name, out)
+        for cell in cells_of(plan):
+            if cell not in done and (cell.arm in arms or renewed & plan.used_by([cell])):
+                shutil.rmtree(out / cell.name / _RUN, ignore_errors=True)  # begun, of what has become something else
         kept = {kind: {**before.get(kind, {}), **resolved[kind]} for kind in ("sets", "arms")}
         digests = {**known_digests, **digests}
     else:
@@ -160,13 +166,6 @@ def _as_now(arm: dict[str, Any], weights: str | None) -> dict[str, Any]:
     """A resolved arm of an earlier version, which did not know all settings: those were off; the plan's weights stood apart."""
     ssl = PretrainPlan.model_validate({"interpolate": 1.0, **arm["ssl"]}).model_dump() if arm["ssl"] else arm["ssl"]
     return {"from": weights if arm["start"] == "coco" else None, "teacher": None, **arm, "ssl": ssl}
-
-
-def _forget(arm: str, out: Path) -> None:
-    """What was begun of an arm that has become another one."""
-    for run in out.glob(f"*/seed*/*/{_RUN}"):
-        if run.parent.name.rpartition("-")[0] == arm:
-            shutil.rmtree(run)
 
 
 def _run(plan: StudyPlan, cell: Cell, out: Path) -> dict[str, Any]:

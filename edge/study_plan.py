@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -206,12 +208,19 @@ class StudyPlan(_Strict):
 
     def files(self) -> list[Path]:
         """All checkpoints that the plan names, each once."""
-        named = [self.weights]
-        for arm in self.arms.values():
-            named += [str(self.weights_of(arm, name, seed)) for name in self.sets for seed in self.seeds if arm.weights]
-            named.append(teacher.weights if (teacher := self.teacher_of(arm)) else None)
-            named.append(self.pretrain_of(arm).teacher if arm.ssl else None)
+        named = [self.weights, *(file for cell in cells_of(self) for file in self._files_of(cell))]
         return [Path(name) for name in dict.fromkeys(named) if name]
+
+    def used_by(self, cells: Iterable[Cell]) -> set[str]:
+        """The checkpoints that runs begin as or learn from, of those whose arms the plan has."""
+        return {file for cell in cells if cell.arm in self.arms for file in self._files_of(cell) if file}
+
+    def _files_of(self, cell: Cell) -> Iterator[str | None]:
+        arm = self.arms[cell.arm]
+        yield self.weights if arm.start == "coco" else None
+        yield str(self.weights_of(arm, cell.set, cell.seed)) if arm.weights else None
+        yield teacher.weights if (teacher := self.teacher_of(arm)) else None
+        yield self.pretrain_of(arm).teacher if arm.ssl else None
 
     def refuse_missing(self) -> None:
         """Looks for every file before the first run.
@@ -246,12 +255,10 @@ class StudyPlan(_Strict):
                     f"{path} is a whole detector, which leaves nothing of `start: coco`; take that out of its arm"
                 )
         for name, spec in self.sets.items():
-            try:
+            with keys_told(f"sets.{name}"):
                 grouped(list_images(Path(spec.folder) / "images"), spec.group)
                 if spec.unlabeled is not None:
                     grouped(list_images(Path(spec.unlabeled)), spec.group)
-            except EdgeloopError as error:
-                raise TrainingError(f"sets.{name}: {_as_keys(error)}") from error
 
     def teacher_of(self, arm: Arm) -> Teacher | None:
         """The arm's teacher; its model and weights are those of the study where it names none.
@@ -279,9 +286,22 @@ class StudyPlan(_Strict):
         return PretrainPlan.model_validate({**usual, **kept, **changes})
 
 
+@contextmanager
+def keys_told(place: str) -> Iterator[None]:
+    """A refusal within is told as one of the plan: behind its place, and of keys instead of a command's flags.
+
+    Raises:
+        TrainingError: there was one.
+    """
+    try:
+        yield
+    except EdgeloopError as error:
+        raise TrainingError(f"{place}: {_as_keys(error)}") from error
+
+
 def _as_keys(error: EdgeloopError) -> str:
     """What a command says of its flags, of keys."""
-    return str(error).replace("--", "")
+    return re.sub(r"(?<!\S)--([a-z][a-z-]*)", lambda flag: flag[1].replace("-", "_"), str(error))
 
 
 def _refuse_unknown(model: str) -> None:

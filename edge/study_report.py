@@ -45,10 +45,15 @@ class Row:
     seeds: int
 
 
-def rows_of(records: Records) -> list[Row]:
-    """One row for each set, fraction and arm, in the order of the records, and one for each set and arm over its fractions."""
+def rows_of(records: Records, fractions: int) -> list[Row]:
+    """One row for each set, fraction and arm, in the order of the records, and one for each set and arm over its fractions.
+
+    Args:
+        records: of the runs, in any number.
+        fractions: how many the plan has.
+    """
     cells: dict[tuple[str, float | None, str], BySeed] = {}
-    for record in (*records, *_over_fractions(records)):
+    for record in (*records, *_over_fractions(records, fractions)):
         cells.setdefault((record["set"], record["fraction"], record["arm"]), {})[record["seed"]] = record
     rows = []
     for (name, fraction, arm), own in cells.items():
@@ -60,16 +65,14 @@ def rows_of(records: Records) -> list[Row]:
     return rows
 
 
-def _over_fractions(records: Records) -> Iterator[dict[str, Any]]:
-    """A record for each set, arm and seed that has every fraction of its set, where there are several."""
-    fractions: dict[str, set[float]] = {}
+def _over_fractions(records: Records, fractions: int) -> Iterator[dict[str, Any]]:
+    """A record for each set, arm and seed that has every fraction, where there are several."""
     runs: dict[tuple[str, str, int], Records] = {}
     for record in records:
-        fractions.setdefault(record["set"], set()).add(record["fraction"])
         key = record["set"], record["arm"], record["seed"]
         runs[key] = [*runs.get(key, ()), record]
     for (name, arm, seed), own in runs.items():
-        if len(own) == len(fractions[name]) > 1:
+        if len(own) == fractions > 1:
             means = {measure: float(np.mean([record[measure] for record in own])) for measure in ("map50_95", "f1")}
             counts = {"images": own[0]["images"], "others": _others(own[0])}
             yield {"set": name, "arm": arm, "seed": seed, "fraction": None, **counts, **means}
@@ -110,9 +113,9 @@ def mean_and_half(values: Sequence[float], ratio: float) -> Gauge:
     return float(np.mean(values)), float(student.ppf(0.975, len(values) - 1)) * deviation
 
 
-def summary(records: Records) -> str:
-    """Markdown: the table, and what it comes to in words."""
-    rows = rows_of(records)
+def summary(records: Records, fractions: int) -> str:
+    """Markdown: the table, and what it comes to in words; see `rows_of`."""
+    rows = rows_of(records, fractions)
     return "\n\n".join([table(rows), *verdicts(rows), *notes(records)])
 
 

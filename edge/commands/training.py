@@ -199,9 +199,10 @@ def study(
     from edge.study_plan import load_plan
     from edge.study_report import plot, rows_of, summary
 
-    records = start(load_plan(plan), out)
-    plot(rows_of(records), out / "plot.svg")
-    typer.echo(summary(records))
+    wanted = load_plan(plan)
+    records, fractions = start(wanted, out), len(wanted.fractions)
+    plot(rows_of(records, fractions), out / "plot.svg")
+    typer.echo(summary(records, fractions))
 
 
 def refresh(

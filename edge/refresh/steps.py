@@ -198,6 +198,8 @@ def _recipe(told: Mapping[str, str]) -> dict[str, Any]:
         "chunk": int(told.get("ssl_chunk", 0)),
     }
     shares = {"anchor": float(told.get("ssl_anchor", 0)), "interpolate": float(told.get("ssl_interpolate", 1))}
+    if told.get("ssl_from_scratch") == "True":  # half of the way was from fresh weights; this goes on from what was learnt
+        shares["interpolate"] = 1.0
     switches = {name: told.get(f"ssl_{name}") == "True" for name in ("upright", "average", "activation_checkpointing")}
     return {"precision": precision, **numbers, **shares, **switches}
 

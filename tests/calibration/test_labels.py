@@ -130,7 +130,7 @@ def test_load_dataset__no_file_and_folders(folder: Path, tmp_path: Path) -> None
     assert len(load_dataset(folder / "data.yaml").train) == 12
     (folder / "first.txt").write_text(f"images/{next((folder / 'images').iterdir()).name}\n")
     (folder / "data.yaml").write_text("train: [images, first.txt]\nval: images\nnames: [good, bad]\n")
-    assert len(load_dataset(folder / "data.yaml").train) == 13
+    assert len(load_dataset(folder / "data.yaml").train) == 12, "an image that two entries have counts once"
     shutil.rmtree(folder / "images")
     (folder / "images").mkdir()
     with pytest.raises(SourceError, match="holds no images"):

@@ -111,6 +111,7 @@ RECIPE = {
     [
         ("backbone", {}, ("simclr", "backbone", 64, 1e-3, False, 0.0, 1.0)),
         ("localizer", RECIPE, ("cutpaste", "localizer", 16, 3e-4, True, 0.0, 0.5)),
+        ("localizer", RECIPE | {"ssl_from_scratch": "True"}, ("cutpaste", "localizer", 16, 3e-4, True, 0.0, 1.0)),
         ("neck", RECIPE | {"ssl": "dense", "ssl_anchor": "10.0"}, ("dense", "neck", 16, 3e-4, True, 10.0, 0.5)),
         ("neck", {"ssl": "distill", "ssl_anchor": "10.0"}, ("simclr", "neck", 64, 1e-3, False, 0.0, 1.0)),
     ],

@@ -12,14 +12,13 @@ import cv2
 import pytest
 import yaml
 
-from calibration.errors import DataError
 from calibration.labels import load_dataset
 from converters.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from edge import study as study_module
 from edge.demo.scene import SimulatedScene
 from edge.errors import TrainingError
 from edge.study import _pool, _unlabeled, same_plan, study
-from edge.study_plan import Arm, SetPlan, StudyPlan, cells_of, load_plan
+from edge.study_plan import Arm, SetPlan, StudyPlan, cells_of, keys_told, load_plan
 from edge.training import Run
 from edge.yolo import build_detector
 from runtime.errors import EdgeloopError, SourceError
@@ -156,14 +155,42 @@ def test_same_plan__what_no_run_has_used_may_change(folder: Path, tmp_path: Path
 
 
 def test_same_plan__other_content_under_the_same_name_is_another_study(folder: Path, tmp_path: Path) -> None:
-    plan = StudyPlan.model_validate(plan_of(folder))
+    arms = {"scratch": {}, "coco": {"start": "coco"}}
+    plan = StudyPlan.model_validate(plan_of(folder, arms=arms, weights="coco.pt"))
     same_plan(plan, tmp_path, {})  # of an earlier version, which kept none
     same_plan(plan, tmp_path, {"sets.line": "a", "coco.pt": "b"})
     same_plan(plan, tmp_path, {"sets.line": "a"})
+    begun = tmp_path / "line" / "seed0" / "coco-0.8" / "run"
+    begun.mkdir(parents=True)
+    same_plan(plan, tmp_path, {"coco.pt": "a"})  # no run has used it, what had begun with it goes
+    assert not begun.exists()
+    same_plan(plan, tmp_path, {"coco.pt": "b"})
+    ran(tmp_path, "coco")
     with pytest.raises(TrainingError, match=r"a study with other content of coco\.pt, content of sets\.line;"):
         same_plan(plan, tmp_path, {"sets.line": "b", "coco.pt": "c"})
     with pytest.raises(TrainingError, match=r"other finetune\.steps \(2 → 3\);"):
-        same_plan(StudyPlan.model_validate(plan_of(folder, finetune={"steps": 3, "batch": 4})), tmp_path, {})
+        same_plan(plan.model_copy(update={"finetune": plan.finetune.model_copy(update={"steps": 3})}), tmp_path, {})
+
+
+def test_study__fractions_are_compared_seed_by_seed(tmp_path: Path) -> None:
+    """Whole groups are held out, so a seed may leave fewer images than another."""
+    for kind in ("images", "labels"):
+        (tmp_path / "set" / kind).mkdir(parents=True)
+    (tmp_path / "set" / "data.yaml").write_text("names: [one]\n")
+    for index, path in enumerate(write_images(tmp_path / "drawn", 14, 64)):
+        name = f"{min(index, 5)}_{index}"  # groups of 1, 1, 1, 1, 1 and 9
+        path.rename(tmp_path / "set" / "images" / f"{name}.jpg")
+        (tmp_path / "set" / "labels" / f"{name}.txt").write_text("0 0.5 0.5 0.2 0.2\n")
+    sets = {"line": {"folder": str(tmp_path / "set"), "group": "^(.)"}}
+    plan = StudyPlan.model_validate(plan_of(tmp_path, sets=sets, arms={"scratch": {}}, fractions=[0.25, 0.4], seeds=[1, 0]))
+    with pytest.raises(TrainingError, match=r"fractions 0\.25 and 0\.4 of line are 2 labels both with seed 0; take one out"):
+        study(plan, tmp_path / "out")
+
+
+def test_keys_told__only_flags_become_keys() -> None:
+    told = r"^sets\.a: /data--v2 has one group; correct group '\^\(\.\*\)--' or teacher_model$"
+    with pytest.raises(TrainingError, match=told), keys_told("sets.a"):
+        raise TrainingError("/data--v2 has one group; correct --group '^(.*)--' or --teacher-model")
 
 
 def test_study__other_labels_are_another_study(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,7 +199,7 @@ def test_study__other_labels_are_another_study(folder: Path, tmp_path: Path, mon
     plan = StudyPlan.model_validate(plan_of(own))
     with pytest.raises(KeyboardInterrupt):
         study(plan, tmp_path / "out")
-    assert (tmp_path / "out" / "table.md").is_file()
+    assert "0 of 3 runs so far" in (tmp_path / "out" / "table.md").read_text()
     with pytest.raises(TrainingError, match=r"fractions 0\.8 and 0\.81 of line are \d+ labels both"):
         study(StudyPlan.model_validate(plan_of(own, fractions=[0.8, 0.81])), tmp_path / "out")
     label = max((own / "labels").iterdir(), key=lambda path: path.stat().st_size)
@@ -430,7 +457,7 @@ def test_study__a_label_of_the_second_set_is_told_before_the_first_run(
     monkeypatch.setattr(study_module, "_run", lambda *_: pytest.fail("ran"))
     plan = plan_of(folder)
     plan["sets"] = {**plan["sets"], "other": {**next(iter(plan["sets"].values())), "folder": str(tmp_path / "other")}}
-    with pytest.raises(DataError, match="class 77 is unknown"):
+    with pytest.raises(TrainingError, match=r"sets\.other: (.|\n)*class 77 is unknown"):
         study(StudyPlan.model_validate(plan), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
