@@ -138,13 +138,13 @@ def _prepared(request: FinetuneRequest, dataset: Dataset, teacher: PoolTeacher) 
 def _train(request: FinetuneRequest, dataset: Dataset, teacher: PoolTeacher) -> Finetuned:
     path = request.out / DETECTOR
     prepared = _prepared(request, dataset, teacher)
-    run, epochs = prepared.run, _Epochs(request, prepared, teacher)
+    run = prepared.run
     if run.epoch == request.epochs and path.is_file():
         sys.stderr.write(f"the run in {request.out} is finished; to train longer, start another with --init {path}\n")
-        return Finetuned(path, epochs.evaluated(), run.extra.get("figures", []))
+        return Finetuned(path, _evaluated(request, prepared), run.extra.get("figures", []))
     if request.pool:
         Snapshot(request.out)  # frames that are gone are told now, not when their turn comes
-    steps = request.steps(len(prepared.labels))
+    epochs, steps = _Epochs(request, prepared, teacher), request.steps(len(prepared.labels))
     with (
         memory_told(f"--batch {request.batch}", _REMEDIES),
         single_value_told(),
@@ -155,7 +155,7 @@ def _train(request: FinetuneRequest, dataset: Dataset, teacher: PoolTeacher) -> 
         for epoch in run.epochs(steps):
             figures = epochs.train(epoch, progress)
             run.finish_epoch(epochs.checkpoint(), figures)
-    found = epochs.found or epochs.evaluated()
+    found = epochs.found or _evaluated(request, prepared)
     _release(epochs.checkpoint(), request, found)
     return Finetuned(path, found, run.extra.get("figures", []))
 
@@ -179,12 +179,12 @@ class _Epochs:
         look = max((each for each in self._request.looks if each <= epoch), default=-1)
         figures = self._look(look, epoch) if look > self._looked else {}
         _train_mode(prepared.detector, self._request, epoch)
-        loss_of, averaged = (
+        loss_of, average = (
             _loss(prepared.detector, prepared.fabric, self._request),
             partial(prepared.ema.update, prepared.detector),
         )
-        figures = train_epoch(prepared.run, self._loaders.of(epoch), loss_of, averaged, progress) | figures
-        if _is_due(epoch, self._request) and (found := self.evaluated()):
+        figures = train_epoch(prepared.run, self._loaders.of(epoch), loss_of, average, progress) | figures
+        if _is_due(epoch, self._request) and (found := _evaluated(self._request, prepared)):
             self.found = found
             figures |= {"map50_95": found.map50_95, "f1": found.f1}
         return figures
@@ -201,10 +201,6 @@ class _Epochs:
 
     def _with(self, frames: Sequence[TrainingImage]) -> _Loaders:
         return _Loaders(self._prepared.dataset.names, self._prepared.labels, frames, self._request)
-
-    def evaluated(self) -> Accuracy | None:
-        """The average's accuracy on the held-out images, if there are some."""
-        return _evaluate(self._prepared.ema.ema, self._prepared.dataset, self._request) if self._prepared.dataset.val else None
 
     def checkpoint(self) -> Checkpoint:
         """The average of the weights."""
@@ -326,9 +322,11 @@ def _is_due(epoch: int, request: FinetuneRequest) -> bool:
     return last or bool(request.eval_every and (epoch + 1) % request.eval_every == 0)
 
 
-def _evaluate(detector: DetectionModel, dataset: Dataset, request: FinetuneRequest) -> Accuracy:
-    detect = torch_detector(detector, Preprocess((request.imgsz, request.imgsz)))
-    return evaluate(detect, dataset.val, dataset.names, request.confidence)
+def _evaluated(request: FinetuneRequest, prepared: _Prepared) -> Accuracy | None:
+    """The average's accuracy on the held-out images, if there are some."""
+    detect = torch_detector(prepared.ema.ema, Preprocess((request.imgsz, request.imgsz)))
+    held_out = prepared.dataset.val
+    return evaluate(detect, held_out, prepared.dataset.names, request.confidence) if held_out else None
 
 
 def data_digest(dataset: Dataset) -> str:
