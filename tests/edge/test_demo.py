@@ -1,4 +1,4 @@
-"""The README's `make demo`, for real: about ten minutes on two cores."""
+"""The README's `make demo`, for real: some minutes on two cores."""
 
 from __future__ import annotations
 
