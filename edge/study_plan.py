@@ -208,19 +208,23 @@ class StudyPlan(_Strict):
 
     def files(self) -> list[Path]:
         """All checkpoints that the plan names, each once."""
-        named = [self.weights, *(file for cell in cells_of(self) for file in self._files_of(cell))]
-        return [Path(name) for name in dict.fromkeys(named) if name]
+        everywhere = [Path(self.weights)] if self.weights else []
+        return list(dict.fromkeys([*everywhere, *(path for cell in cells_of(self) for path in self._files_of(cell))]))
 
     def used_by(self, cells: Iterable[Cell]) -> set[str]:
-        """The checkpoints that runs begin as or learn from, of those whose arms the plan has."""
-        return {file for cell in cells if cell.arm in self.arms for file in self._files_of(cell) if file}
+        """The paths, as `files` has them, of what runs begin as or learn from; of those whose arms the plan has."""
+        return {str(path) for cell in cells if cell.arm in self.arms for path in self._files_of(cell)}
 
-    def _files_of(self, cell: Cell) -> Iterator[str | None]:
+    def _files_of(self, cell: Cell) -> list[Path]:
         arm = self.arms[cell.arm]
-        yield self.weights if arm.start == "coco" else None
-        yield str(self.weights_of(arm, cell.set, cell.seed)) if arm.weights else None
-        yield teacher.weights if (teacher := self.teacher_of(arm)) else None
-        yield self.pretrain_of(arm).teacher if arm.ssl else None
+        teacher = self.teacher_of(arm)
+        named = [
+            self.weights if arm.start == "coco" else None,
+            str(self.weights_of(arm, cell.set, cell.seed)) if arm.weights else None,
+            teacher.weights if teacher else None,
+            self.pretrain_of(arm).teacher if arm.ssl else None,
+        ]
+        return [Path(name) for name in named if name]
 
     def refuse_missing(self) -> None:
         """Looks for every file before the first run.

@@ -64,7 +64,7 @@ def test_same_plan__what_no_run_has_used_may_change(folder: Path, tmp_path: Path
 
 def test_same_plan__other_content_under_the_same_name_is_another_study(folder: Path, tmp_path: Path) -> None:
     arms = {"scratch": {}, "coco": {"start": "coco"}}
-    plan = StudyPlan.model_validate(plan_of(folder, arms=arms, weights="coco.pt"))
+    plan = StudyPlan.model_validate(plan_of(folder, arms=arms, weights="./coco.pt"))
     same_plan(plan, tmp_path, {})  # of an earlier version, which kept none
     same_plan(plan, tmp_path, {"sets.line": "a", "coco.pt": "b"})
     same_plan(plan, tmp_path, {"sets.line": "a"})
