@@ -24,7 +24,7 @@ def study_figures() -> list[str]:
     for path in sorted(RESULTS.glob("study_*.json")):
         found = json.loads(path.read_text(encoding="utf-8"))
         plan = found["plan"]
-        rows = rows_of(found["records"], len(plan["fractions"]))
+        rows = rows_of(found["records"], plan["fractions"])
         parts += [
             (
                 f"{', '.join(plan['sets'])}: {plan['model']} at {plan['imgsz']} px, {plan['finetune']['steps']} steps of "

@@ -7,6 +7,7 @@ holds only `images/`, `labels/` and `names` is split first, see `split_dataset`.
 from __future__ import annotations
 
 import math
+import os
 import random
 import re
 from collections.abc import Callable, Sequence
@@ -89,7 +90,9 @@ def _read_parts(data_yaml: Path, keys: Sequence[str]) -> tuple[Any, ...]:
     for key in keys:
         if key not in content:
             raise DataError(f"{data_yaml} has no `{key}`; split the folder first with: edge split {data_yaml.parent} --out DIR")
-        part = read_labels(_image_paths(base, content[key], data_yaml), len(names))
+        paths = _image_paths(base, content[key], data_yaml)
+        each_once = {os.path.abspath(path): path for path in paths}.values()  # noqa: PTH100  a link has labels of its own
+        part = read_labels(list(each_once), len(names))
         if part and not any(len(item.class_id) for item in part):
             expected = _label_path(part[0].path)
             raise DataError(
@@ -240,8 +243,7 @@ def _names(content: dict[str, object], path: Path) -> tuple[str, ...]:
 
 def _image_paths(base: Path, value: object, data_yaml: Path) -> list[Path]:
     if isinstance(value, list):
-        paths = [path for each in value for path in _image_paths(base, each, data_yaml)]
-        return list({path.absolute(): path for path in paths}.values())  # entries may overlap
+        return [path for each in value for path in _image_paths(base, each, data_yaml)]
     target = base / str(value)
     if target.is_dir():
         return list_images(target)

@@ -169,7 +169,7 @@ class _Epochs:
 
     def __init__(self, request: FinetuneRequest, prepared: _Prepared, teacher: PoolTeacher) -> None:
         self._request, self._prepared, self._teacher = request, prepared, teacher
-        self._loaders = self._with(())
+        self._loaders = self._loaders_of(())
         self._looked = -1  # the epoch of the look that the loaders' frames are of
         self.found: Accuracy | None = None
 
@@ -179,11 +179,9 @@ class _Epochs:
         look = max((each for each in self._request.looks if each <= epoch), default=-1)
         figures = self._look(look, epoch) if look > self._looked else {}
         _train_mode(prepared.detector, self._request, epoch)
-        loss_of, average = (
-            _loss(prepared.detector, prepared.fabric, self._request),
-            partial(prepared.ema.update, prepared.detector),
-        )
-        figures = train_epoch(prepared.run, self._loaders.of(epoch), loss_of, average, progress) | figures
+        loss_of = _loss(prepared.detector, prepared.fabric, self._request)
+        update_average = partial(prepared.ema.update, prepared.detector)
+        figures = train_epoch(prepared.run, self._loaders.of(epoch), loss_of, update_average, progress) | figures
         if _is_due(epoch, self._request) and (found := _evaluated(self._request, prepared)):
             self.found = found
             figures |= {"map50_95": found.map50_95, "f1": found.f1}
@@ -195,11 +193,11 @@ class _Epochs:
         if look == epoch and not self._request.teacher:  # one that is given looks once
             self._prepared.run.save(average)  # what the look before it gave is about to be overwritten
         taught, self._looked = self._teacher.taught(self._prepared.dataset, average, look), look
-        self._loaders = self._with(taught.images)
+        self._loaders = self._loaders_of(taught.images)
         seed_everything(self._request.seed, epoch)  # as in a run that was cut and reads what was believed
         return {"looked_s": taught.seconds} if taught.epoch == epoch else {}
 
-    def _with(self, frames: Sequence[TrainingImage]) -> _Loaders:
+    def _loaders_of(self, frames: Sequence[TrainingImage]) -> _Loaders:
         return _Loaders(self._prepared.dataset.names, self._prepared.labels, frames, self._request)
 
     def checkpoint(self) -> Checkpoint:

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,8 @@ from edge.pretrain import RESULT, pretrain
 from edge.pretrain_request import PretrainRequest
 from edge.run_folder import LAST, refuse_unwritable
 from edge.run_log import LOG
-from edge.study_plan import Arm, Cell, PretrainPlan, SetPlan, StudyPlan, cells_of, keys_told
+from edge.study_file import RESULT_FILE, RUN, records_of, same_plan
+from edge.study_plan import Arm, Cell, SetPlan, StudyPlan, cells_of, keys_told
 from edge.study_report import summary
 from edge.training_images import refuse_damaged
 from runtime.files import sha256_of_file, write_atomically
@@ -36,7 +36,6 @@ from runtime.pool import Pool
 from runtime.pool_import import add_image_files
 
 RESULTS, TABLE = "results.jsonl", "table.md"
-_RESULT, _RUN = "result.json", "run"  # in a run's folder
 _COMPARED = ("scratch", "coco", "ssl", "coco+ssl", "coco+pool", "coco+ssl+pool")
 _NO_QUOTA = 2**50  # bytes
 _FEWEST_EPOCHS = 2  # of all arms alike: one with labels alone, and one with frames beside them
@@ -56,8 +55,8 @@ def study(plan: StudyPlan, out: Path) -> list[dict[str, Any]]:
     if absent := [arm for arm in _COMPARED if arm not in plan.arms]:
         sys.stderr.write(f"without the arms {', '.join(absent)} the table compares less than docs/study.md's example does\n")
     cells = list(cells_of(plan))
-    records = _records(out)
-    _write(cells, records, out)
+    records = records_of(out)
+    _write(plan, records, out)
     for number, cell in enumerate(cells, 1):
         if cell not in records:
             sys.stderr.write(f"[{number}/{len(cells)}] {cell.name}\n")
@@ -66,9 +65,9 @@ def study(plan: StudyPlan, out: Path) -> list[dict[str, Any]]:
             except (KeyboardInterrupt, SystemExit):
                 sys.stderr.write(f"\nthe study is {number - 1} of {len(cells)} runs; the same command goes on with it\n")
                 raise
-            write_atomically(out / cell.name / _RESULT, (json.dumps(records[cell]) + "\n").encode())
-            (out / cell.name / _RUN / LAST).unlink(missing_ok=True)  # optimizer states of many would fill the disk
-            _write(cells, records, out)
+            write_atomically(out / cell.name / RESULT_FILE, (json.dumps(records[cell]) + "\n").encode())
+            (out / cell.name / RUN / LAST).unlink(missing_ok=True)  # optimizer states of many would fill the disk
+            _write(plan, records, out)
     return [records[cell] for cell in cells]
 
 
@@ -76,96 +75,42 @@ def _labels_of(plan: StudyPlan) -> dict[str, str]:
     """A digest of each set's labels. What is no label, or a damaged image, is told before the first run and not in the middle.
 
     Raises:
-        DataError, SourceError: there is one.
-        TrainingError: two fractions come to the same labels.
+        TrainingError: there is such a label, or two fractions come to the same labels.
+        SourceError: there is such an image.
     """
     digests = {}
     for name, spec in plan.sets.items():
-        for seed in plan.seeds:
-            with tempfile.TemporaryDirectory() as folder, keys_told(f"sets.{name}"):
-                everything = load_dataset(split_dataset(Path(spec.folder), Path(folder), spec.group, 0, spec.val, seed))
-            counts: dict[int, float] = {}
-            for fraction in plan.fractions:
-                labels = _count(fraction, everything)
-                if labels in counts:
-                    raise TrainingError(
-                        f"fractions {counts[labels]:g} and {fraction:g} of {name} are {labels} labels both with seed {seed}; "
-                        "take one out"
-                    )
-                counts[labels] = fraction
-        items = sorted((*everything.train, *everything.val), key=lambda item: item.path)
+        with keys_told(f"sets.{name}"), tempfile.TemporaryDirectory() as folder:
+            splits = {seed: load_dataset(_split(spec, Path(folder) / str(seed), 0, seed)) for seed in plan.seeds}
+        for seed, split in splits.items():
+            _refuse_same_labels(plan.fractions, split, f"{name} are {{labels}} labels both with seed {seed}")
+        split = splits[plan.seeds[0]]  # all labels, as of every seed
+        items = sorted((*split.train, *split.val), key=lambda item: item.path)
         refuse_damaged(items, "labelled")
-        digests[f"sets.{name}"] = data_digest(replace(everything, train=tuple(items)))
+        digests[f"sets.{name}"] = data_digest(replace(split, train=tuple(items)))
     return digests
+
+
+def _refuse_same_labels(fractions: Sequence[float], split: Dataset, told: str) -> None:
+    known: dict[int, float] = {}
+    for fraction in fractions:
+        labels = _count(fraction, split)
+        if labels in known:
+            both = f"fractions {known[labels]:g} and {fraction:g} of"
+            raise TrainingError(f"{both} {told.format(labels=labels)}; take one out")
+        known[labels] = fraction
 
 
 def _count(fraction: float, everything: Dataset) -> int:
     return max(2, round(fraction * len(everything.train)))
 
 
-def _records(out: Path) -> dict[Cell, dict[str, Any]]:
-    """What every run so far gave, those included that are no longer in the plan."""
-    found = (json.loads(path.read_text(encoding="utf-8")) for path in sorted(out.glob(f"*/seed*/*/{_RESULT}")))
-    return {Cell(record["set"], record["arm"], record["fraction"], record["seed"]): record for record in found}
-
-
-def _write(cells: list[Cell], records: dict[Cell, dict[str, Any]], out: Path) -> None:
+def _write(plan: StudyPlan, records: dict[Cell, dict[str, Any]], out: Path) -> None:
+    cells = list(cells_of(plan))
     done = [records[cell] for cell in cells if cell in records]
     write_atomically(out / RESULTS, "".join(json.dumps(record) + "\n" for record in done).encode())
     told = f"{len(done)} of {len(cells)} runs so far.\n\n" if len(done) < len(cells) else ""
-    write_atomically(out / TABLE, f"{told}{summary(done, len({cell.fraction for cell in cells}))}\n".encode())
-
-
-def same_plan(plan: StudyPlan, out: Path, digests: Mapping[str, str]) -> None:
-    """Writes the plan beside its results; a study may grow by sets, arms, fractions and seeds, not change what was run.
-
-    Args:
-        plan: as it is asked for.
-        out: the study's folder.
-        digests: of each set's labels, and of each checkpoint that the plan names.
-
-    Raises:
-        TrainingError: `out` holds results of other budgets.
-    """
-    path = out / "study.json"
-    resolved = plan.resolved()
-    fixed = {key: value for key, value in resolved.items() if key not in ("sets", "arms", "fractions", "seeds")}
-    if path.is_file():
-        before = json.loads(path.read_text(encoding="utf-8"))
-        changed = [told for key in fixed for told in _differences(key, before.get(key), fixed[key])]
-        known_digests = before.get("digests", {})  # none of an earlier version
-        done = list(_records(out))
-        used = plan.used_by(done)
-        renewed = {key for key, each in digests.items() if known_digests.get(key, each) != each}
-        changed += [f"content of {key}" for key in renewed if key in used or key.startswith("sets.")]
-        changed += [f"sets.{name}" for name, each in resolved["sets"].items() if before["sets"].get(name, each) != each]
-        known = {name: _as_now(each, before.get("weights")) for name, each in before["arms"].items()}
-        arms = [name for name, each in resolved["arms"].items() if known.get(name, each) != each]
-        have_run = {cell.arm for cell in done}
-        changed += [f"arms.{name}" for name in arms if name in have_run]
-        if changed:
-            raise TrainingError(f"{out} holds a study with other {', '.join(sorted(changed))}; choose another --out or name")
-        for cell in cells_of(plan):
-            if cell not in done and (cell.arm in arms or renewed & plan.used_by([cell])):
-                shutil.rmtree(out / cell.name / _RUN, ignore_errors=True)  # begun, of what has become something else
-        kept = {kind: {**before.get(kind, {}), **resolved[kind]} for kind in ("sets", "arms")}
-        digests = {**known_digests, **digests}
-    else:
-        kept = {}
-    write_atomically(path, json.dumps({**resolved, **kept, "digests": dict(digests)}, indent=2).encode())
-
-
-def _differences(key: str, before: Any, now: Any) -> list[str]:
-    """Each setting that changed, with what it was and is."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        return [told for part in now for told in _differences(f"{key}.{part}", before.get(part), now[part])]
-    return [] if before == now else [f"{key} ({before} → {now})"]
-
-
-def _as_now(arm: dict[str, Any], weights: str | None) -> dict[str, Any]:
-    """A resolved arm of an earlier version, which did not know all settings: those were off; the plan's weights stood apart."""
-    ssl = PretrainPlan.model_validate({"interpolate": 1.0, **arm["ssl"]}).model_dump() if arm["ssl"] else arm["ssl"]
-    return {"from": weights if arm["start"] == "coco" else None, "teacher": None, **arm, "ssl": ssl}
+    write_atomically(out / TABLE, f"{told}{summary(done, plan.fractions)}\n".encode())
 
 
 def _run(plan: StudyPlan, cell: Cell, out: Path) -> dict[str, Any]:
@@ -177,7 +122,7 @@ def _run(plan: StudyPlan, cell: Cell, out: Path) -> dict[str, Any]:
     own, held_out = ([item.path for item in part] for part in (everything.train, everything.val))
     pool = _pool(home / "_pool", [*own, *_unlabeled(spec, held_out)], held_out)
     init = _init(plan, arm, cell, home, pool)
-    run = out / cell.name / _RUN
+    run = out / cell.name / RUN
     request = FinetuneRequest(
         data, run, model=plan.model, init=init, imgsz=plan.imgsz, batch=plan.finetune.batch, lr=plan.finetune.lr,
         seed=cell.seed, freeze=plan.finetune.freeze, layer_decay=plan.finetune.layer_decay, precision=plan.finetune.precision,
@@ -276,7 +221,8 @@ def _init(plan: StudyPlan, arm: Arm, cell: Cell, home: Path, pool: Path) -> tupl
     if not arm.ssl:
         return start
     chosen = plan.pretrain_of(arm)
-    settings = chosen.model_dump_json(exclude_defaults=True) + "".join(map(sha256_of_file, start))
+    learns_from = (*start, *([Path(chosen.teacher)] if chosen.teacher else []))
+    settings = chosen.model_dump_json(exclude_defaults=True) + "".join(map(sha256_of_file, learns_from))
     digest = hashlib.sha256(settings.encode()).hexdigest()[:8]
     run = home / f"_ssl-{arm.start}-{chosen.method}-{chosen.part}-{digest}"
     result = run / RESULT[chosen.part]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -209,13 +209,10 @@ class StudyPlan(_Strict):
     def files(self) -> list[Path]:
         """All checkpoints that the plan names, each once."""
         everywhere = [Path(self.weights)] if self.weights else []
-        return list(dict.fromkeys([*everywhere, *(path for cell in cells_of(self) for path in self._files_of(cell))]))
+        return list(dict.fromkeys([*everywhere, *(path for cell in cells_of(self) for path in self.files_of(cell))]))
 
-    def used_by(self, cells: Iterable[Cell]) -> set[str]:
-        """The paths, as `files` has them, of what runs begin as or learn from; of those whose arms the plan has."""
-        return {str(path) for cell in cells if cell.arm in self.arms for path in self._files_of(cell)}
-
-    def _files_of(self, cell: Cell) -> list[Path]:
+    def files_of(self, cell: Cell) -> list[Path]:
+        """The checkpoints that a run begins as or learns from."""
         arm = self.arms[cell.arm]
         teacher = self.teacher_of(arm)
         named = [
@@ -305,7 +302,7 @@ def keys_told(place: str) -> Iterator[None]:
 
 def _as_keys(error: EdgeloopError) -> str:
     """What a command says of its flags, of keys."""
-    return re.sub(r"(?<!\S)--([a-z][a-z-]*)", lambda flag: flag[1].replace("-", "_"), str(error))
+    return re.sub(r"(?<![^\s('\"])--([a-z][a-z-]*)", lambda flag: flag[1].replace("-", "_"), str(error))
 
 
 def _refuse_unknown(model: str) -> None:

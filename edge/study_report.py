@@ -45,12 +45,12 @@ class Row:
     seeds: int
 
 
-def rows_of(records: Records, fractions: int) -> list[Row]:
+def rows_of(records: Records, fractions: Sequence[float]) -> list[Row]:
     """One row for each set, fraction and arm, in the order of the records, and one for each set and arm over its fractions.
 
     Args:
         records: of the runs, in any number.
-        fractions: how many the plan has.
+        fractions: those of the plan.
     """
     cells: dict[tuple[str, float | None, str], BySeed] = {}
     for record in (*records, *_over_fractions(records, fractions)):
@@ -65,14 +65,14 @@ def rows_of(records: Records, fractions: int) -> list[Row]:
     return rows
 
 
-def _over_fractions(records: Records, fractions: int) -> Iterator[dict[str, Any]]:
+def _over_fractions(records: Records, fractions: Sequence[float]) -> Iterator[dict[str, Any]]:
     """A record for each set, arm and seed that has every fraction, where there are several."""
     runs: dict[tuple[str, str, int], Records] = {}
     for record in records:
         key = record["set"], record["arm"], record["seed"]
         runs[key] = [*runs.get(key, ()), record]
     for (name, arm, seed), own in runs.items():
-        if len(own) == fractions > 1:
+        if len(own) == len(fractions) > 1:
             means = {measure: float(np.mean([record[measure] for record in own])) for measure in ("map50_95", "f1")}
             counts = {"images": own[0]["images"], "others": _others(own[0])}
             yield {"set": name, "arm": arm, "seed": seed, "fraction": None, **counts, **means}
@@ -113,7 +113,7 @@ def mean_and_half(values: Sequence[float], ratio: float) -> Gauge:
     return float(np.mean(values)), float(student.ppf(0.975, len(values) - 1)) * deviation
 
 
-def summary(records: Records, fractions: int) -> str:
+def summary(records: Records, fractions: Sequence[float]) -> str:
     """Markdown: the table, and what it comes to in words; see `rows_of`."""
     rows = rows_of(records, fractions)
     return "\n\n".join([table(rows), *verdicts(rows), *notes(records)])
@@ -134,24 +134,35 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def verdicts(rows: Sequence[Row]) -> list[str]:
-    """For each set, over its fractions: which arm comes out best, and whether self-supervision paid, from COCO and from scratch."""
+    """For each set, over its fractions: which arm comes out best, and whether self-supervision paid, from COCO and from scratch.
+
+    Where no arm has a mean over them, for each fraction.
+    """
     told = []
     for name in dict.fromkeys(row.set for row in rows):
         own = [row for row in rows if row.set == name]
-        whole = [row for row in own if row.fraction is None] or own
-        rivals = [row for row in whole if row.arm not in (BASELINE, FLOOR) and not math.isnan(row.over_baseline[0])]
-        if not rivals:
-            continue
-        best = max(rivals, key=lambda row: row.over_baseline[0])
-        gains = f"{_against(best.over_baseline)} in mAP50-95 and {_against(best.f1_over_baseline)} in F1"
-        said = [f"{name}: the best arm beside {BASELINE} is {best.arm}, over {BASELINE} {gains}"]
-        for arm, other, gauge in (
-            ("coco+ssl", BASELINE, [row.over_baseline for row in whole if row.arm == "coco+ssl"]),
-            ("ssl", FLOOR, [row.over_floor for row in whole if row.arm == "ssl"]),
-        ):
-            said += [f"{arm} over {other} {_against(each)} in mAP50-95" for each in gauge if not math.isnan(each[0])]
-        told.append("; ".join(said) + ".")
+        if whole := [row for row in own if row.fraction is None]:
+            told += _verdict(name, whole)
+        else:
+            for fraction in dict.fromkeys(row.fraction for row in own):
+                told += _verdict(f"{name} with {100 * (fraction or 0):g} %", [row for row in own if row.fraction == fraction])
     return told
+
+
+def _verdict(title: str, rows: Sequence[Row]) -> list[str]:
+    """None where nothing is compared with the baseline."""
+    rivals = [row for row in rows if row.arm not in (BASELINE, FLOOR) and not math.isnan(row.over_baseline[0])]
+    if not rivals:
+        return []
+    best = max(rivals, key=lambda row: row.over_baseline[0])
+    gains = f"{_against(best.over_baseline)} in mAP50-95 and {_against(best.f1_over_baseline)} in F1"
+    said = [f"{title}: the best arm beside {BASELINE} is {best.arm}, over {BASELINE} {gains}"]
+    for arm, other, gauge in (
+        ("coco+ssl", BASELINE, [row.over_baseline for row in rows if row.arm == "coco+ssl"]),
+        ("ssl", FLOOR, [row.over_floor for row in rows if row.arm == "ssl"]),
+    ):
+        said += [f"{arm} over {other} {_against(each)} in mAP50-95" for each in gauge if not math.isnan(each[0])]
+    return ["; ".join(said) + "."]
 
 
 def _against(gauge: Gauge) -> str:

@@ -200,9 +200,9 @@ def study(
     from edge.study_report import plot, rows_of, summary
 
     wanted = load_plan(plan)
-    records, fractions = start(wanted, out), len(wanted.fractions)
-    plot(rows_of(records, fractions), out / "plot.svg")
-    typer.echo(summary(records, fractions))
+    records = start(wanted, out)
+    plot(rows_of(records, wanted.fractions), out / "plot.svg")
+    typer.echo(summary(records, wanted.fractions))
 
 
 def refresh(

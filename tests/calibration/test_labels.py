@@ -128,13 +128,22 @@ def test_load_dataset__no_file_and_folders(folder: Path, tmp_path: Path) -> None
         load_dataset(tmp_path / "none.yaml")
     (folder / "data.yaml").write_text("path: .\ntrain: images\nval: images\nnames: [good, bad]\n")
     assert len(load_dataset(folder / "data.yaml").train) == 12
-    (folder / "first.txt").write_text(f"images/{next((folder / 'images').iterdir()).name}\n")
-    (folder / "data.yaml").write_text("train: [images, first.txt]\nval: images\nnames: [good, bad]\n")
-    assert len(load_dataset(folder / "data.yaml").train) == 12, "an image that two entries have counts once"
     shutil.rmtree(folder / "images")
     (folder / "images").mkdir()
     with pytest.raises(SourceError, match="holds no images"):
         load_dataset(folder / "data.yaml")
+
+
+@pytest.mark.parametrize(
+    ("train", "count"), [("[images, one.txt]", 12), ("lists/one.txt", 1), ("[lists/one.txt, lists/one.txt]", 1)]
+)
+def test_load_dataset__an_image_that_entries_or_lines_name_twice_counts_once(folder: Path, train: str, count: int) -> None:
+    one = next((folder / "images").iterdir()).name
+    (folder / "lists").mkdir()
+    (folder / "one.txt").write_text(f"images/{one}\n")
+    (folder / "lists" / "one.txt").write_text(f"../images/{one}\n../lists/../images/{one}\n")
+    (folder / "data.yaml").write_text(f"train: {train}\nval: images\nnames: [good, bad]\n")
+    assert len(load_dataset(folder / "data.yaml").train) == count
 
 
 def test_write_dataset__is_read_back(folder: Path, tmp_path: Path) -> None:

@@ -173,12 +173,12 @@ def test_pretrain__interpolated_lies_between_what_it_began_as_and_what_was_learn
     pool_dir: Path, tmp_path: Path, fresh: bool
 ) -> None:
     start = None if fresh else pretrain(pretrain_request(pool_dir, tmp_path / "start", epochs=1))
-    whole, quarter = (
-        load_checkpoint(
-            pretrain(pretrain_request(pool_dir, tmp_path / str(share), init=start, interpolate=share, seed=1))
-        ).state
+    written = [
+        load_checkpoint(pretrain(pretrain_request(pool_dir, tmp_path / str(share), init=start, interpolate=share, seed=1)))
         for share in (1.0, 0.25)
-    )
+    ]
+    assert {each.lineage["ssl_from_scratch"] for each in written} == {str(fresh)}
+    whole, quarter = (each.state for each in written)
     began = load_checkpoint(start).state if start else build_detector("yolo11n", ["x"], 1).state_dict()
     assert not torch.equal(began["model.0.conv.weight"], whole["model.0.conv.weight"])
     for key, value in quarter.items():

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -261,6 +262,20 @@ def test_init__self_supervision_from_other_weights_is_another_one(folder: Path, 
         assert load_checkpoint(next((tmp_path / "out").glob("line/seed0/a-*/run/detector.pt"))).lineage["init_neck"]
         shutil.rmtree(next((tmp_path / "out").glob("line/seed0/a-*")))  # no run has used them
     assert len(list((tmp_path / "out").glob("line/seed0/_ssl-coco-*"))) == 2
+
+
+def test_init__self_supervision_by_another_teacher_is_another_one(
+    folder: Path, tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(study_module, "finetune", lambda _: sys.exit("cut"))
+    teacher = tmp_path / "teacher.pt"
+    ssl = {"method": "distill", "teacher": str(teacher)}
+    plan = StudyPlan.model_validate(plan_of(folder, arms={"a": {"ssl": ssl}}))
+    for classes in (["x"], ["x", "y"]):
+        save_checkpoint(teacher, Checkpoint("yolo11n", tuple(classes), build_detector("yolo11n", classes, 9).state_dict(), 64))
+        with pytest.raises(SystemExit, match="cut"):
+            study(plan, tmp_path / "out")
+    assert len(list((tmp_path / "out").glob("line/seed0/_ssl-scratch-distill-*/neck.pt"))) == 2
 
 
 def test_study__a_damaged_image_of_the_second_set_is_told_before_the_first_run(

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from edge.errors import TrainingError
-from edge.study import same_plan
+from edge.study_file import same_plan
 from edge.study_plan import Arm, StudyPlan, cells_of, keys_told, load_plan
 from tests.conftest import ROOT
 from tests.edge.small_runs import plan_of
@@ -72,18 +72,23 @@ def test_same_plan__other_content_under_the_same_name_is_another_study(folder: P
     begun.mkdir(parents=True)
     same_plan(plan, tmp_path, {"coco.pt": "a"})  # no run has used it, what had begun with it goes
     assert not begun.exists()
-    same_plan(plan, tmp_path, {"coco.pt": "b"})
+    begun.mkdir()
+    same_plan(plan.model_copy(update={"fractions": [0.4]}), tmp_path, {"coco.pt": "b"})
+    assert not begun.exists()  # though this plan has no such run
     ran(tmp_path, "coco")
     with pytest.raises(TrainingError, match=r"a study with other content of coco\.pt, content of sets\.line;"):
         same_plan(plan, tmp_path, {"sets.line": "b", "coco.pt": "c"})
+    without = plan.model_copy(update={"arms": {"scratch": plan.arms["scratch"]}})
+    with pytest.raises(TrainingError, match=r"content of coco\.pt;"):
+        same_plan(without, tmp_path, {"coco.pt": "c"})  # a run of an arm that is left out has used it
     with pytest.raises(TrainingError, match=r"other finetune\.steps \(2 → 3\);"):
         same_plan(plan.model_copy(update={"finetune": plan.finetune.model_copy(update={"steps": 3})}), tmp_path, {})
 
 
 def test_keys_told__only_flags_become_keys() -> None:
-    told = r"^sets\.a: /data--v2 has one group; correct group '\^\(\.\*\)--' or teacher_model$"
+    told = r"^sets\.a: /data--v2 has one group; correct group '\^\(\.\*\)--' or teacher_model \(teacher\)$"
     with pytest.raises(TrainingError, match=told), keys_told("sets.a"):
-        raise TrainingError("/data--v2 has one group; correct --group '^(.*)--' or --teacher-model")
+        raise TrainingError("/data--v2 has one group; correct --group '^(.*)--' or --teacher-model (--teacher)")
 
 
 def test_pretrain_of__teacher_and_anchor_are_the_methods_own(folder: Path) -> None:

@@ -18,7 +18,7 @@ RECORDS: list[dict[str, Any]] = [
 
 
 def test_rows_of__means_intervals_and_gains_seed_by_seed() -> None:
-    rows = {row.arm: row for row in rows_of(RECORDS, 1)}
+    rows = {row.arm: row for row in rows_of(RECORDS, [0.1])}
     assert rows["coco"].map50_95 == pytest.approx((0.32, 4.303 * 0.02 * math.sqrt(1 / 3 + 0.25)), rel=1e-3)
     assert rows["coco"].f1[0] == pytest.approx(0.64)
     assert math.isnan(rows["coco"].over_baseline[0])
@@ -38,14 +38,14 @@ def test_rows_of__means_intervals_and_gains_seed_by_seed() -> None:
 
 def test_rows_of__over_all_fractions_seed_by_seed() -> None:
     more = [{**record, "fraction": 0.25, "map50_95": record["map50_95"] + 0.1} for record in RECORDS]
-    rows = {row.arm: row for row in rows_of([*RECORDS, *more[:-1]], 2) if row.fraction is None}
+    rows = {row.arm: row for row in rows_of([*RECORDS, *more[:-1]], [0.1, 0.25]) if row.fraction is None}
     assert rows["coco"].map50_95[0] == pytest.approx(0.37)
     assert rows["coco+ssl"].over_baseline == pytest.approx(
         (0.08 / 3, 4.303 * 0.01 / math.sqrt(3) * math.sqrt(1 / 3 + 0.25)), rel=1e-3
     )
     assert rows["ssl"].seeds == 2, "a seed that lacks a fraction is no mean"
     assert "| steel | all | coco |" in table(list(rows.values()))
-    for fractions in (1, 2):
+    for fractions in ([0.1], [0.1, 0.25]):
         assert not any(row.fraction is None for row in rows_of(RECORDS, fractions)), (
             "no mean of one, nor of what is not complete"
         )
@@ -70,7 +70,9 @@ def test_rows_of__the_more_is_held_out_the_wider_the_interval() -> None:
 
 
 def gains(records: list[dict[str, Any]], fraction: float | None = 0.1) -> list[tuple[float, float]]:
-    row = next(row for row in rows_of(records, 1 if fraction else 2) if row.arm == "coco" and row.fraction == fraction)
+    row = next(
+        row for row in rows_of(records, [0.1] if fraction else [0.1, 0.25]) if row.arm == "coco" and row.fraction == fraction
+    )
     return [row.map50_95, row.over_floor]
 
 
@@ -106,17 +108,27 @@ def test_notes__how_good_the_teachers_are() -> None:
 
 
 def test_verdicts__what_paid_and_what_did_not() -> None:
-    (told,) = verdicts(rows_of(RECORDS, 1))
-    assert told.startswith("steel: the best arm beside coco is coco+ssl, over coco +2.7 points (beyond its interval of ± 1.")
+    (told,) = verdicts(rows_of(RECORDS, [0.1]))
+    assert told.startswith(
+        "steel with 10 %: the best arm beside coco is coco+ssl, over coco +2.7 points (beyond its interval of ± 1."
+    )
     assert " in mAP50-95 and +5.3 points (beyond its interval of ± 3." in told
     assert "; ssl over scratch +17.7 points (within its interval of ± " in told
     assert told.endswith(") in mAP50-95.")
-    assert "+3.0 points (one seed)" in verdicts(rows_of([record for record in RECORDS if record["seed"] == 0], 1))[0]
-    assert verdicts(rows_of([record for record in RECORDS if record["arm"] == "coco"], 1)) == []
+    assert "+3.0 points (one seed)" in verdicts(rows_of([record for record in RECORDS if record["seed"] == 0], [0.1]))[0]
+    assert verdicts(rows_of([record for record in RECORDS if record["arm"] == "coco"], [0.1])) == []
+
+
+def test_verdicts__of_a_study_that_is_not_complete_name_their_fraction() -> None:
+    more = [{**record, "fraction": 0.25} for record in RECORDS]
+    told = verdicts(rows_of([*RECORDS, *more], [0.1, 0.25, 0.5]))
+    assert [each.split(":")[0] for each in told] == ["steel with 10 %", "steel with 25 %"]
+    (over_both,) = verdicts(rows_of([*RECORDS, *more], [0.1, 0.25]))
+    assert over_both.startswith("steel: ")
 
 
 def test_plot__draws_every_arm(tmp_path: Path) -> None:
-    plot(rows_of([*RECORDS, *({**record, "fraction": 0.25} for record in RECORDS)], 2), tmp_path / "plot.svg")
+    plot(rows_of([*RECORDS, *({**record, "fraction": 0.25} for record in RECORDS)], [0.1, 0.25]), tmp_path / "plot.svg")
     drawn = (tmp_path / "plot.svg").read_text()
     assert drawn.startswith("<?xml")
     assert len(drawn) > 5000
