@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.common import RESULTS, ROOT
 from benchmarks.daemon_figures import daemon_figures, rival_rows
-from benchmarks.training_figures import study_figures, training_figures
+from benchmarks.training_figures import gains, study_figures, training_figures
 
 START, END = "<!-- figures: written by python -m benchmarks.readme -->\n", "<!-- end of figures -->\n"
 
@@ -241,6 +241,7 @@ def write_between_marks(path: Path, parts: list[str]) -> None:
 def main() -> None:
     readme = [
         machine_line("rivals"),
+        gains(),
         demo_rows(),
         accuracy_rows(),
         int8_rows(),

@@ -11,6 +11,7 @@ from benchmarks.common import RESULTS, parts_told
 from edge.study_report import notes, rows_of, table, verdicts
 
 Figures = dict[str, Any]
+_ARMS_TOLD = ("scratch", "coco", "coco+ssl", "coco+pool", "coco+teacher")
 
 
 def training_figures() -> list[str]:
@@ -37,6 +38,19 @@ def study_figures() -> list[str]:
             *[f"{told}\n" for told in (*verdicts(rows), *_missing(found), *notes(found["records"]))],
         ]
     return parts or ["Not run yet."]
+
+
+def gains() -> list[str]:
+    """What self-supervision, the pool and a teacher gave over COCO weights with the same labels, over all fractions."""
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("study_*.json"))]
+    rows = [row for each in found for row in rows_of(each["records"], each["plan"]["fractions"]) if row.fraction is None]
+    sizes = sorted(each["plan"]["imgsz"] for each in found)
+    title = (
+        f"Few labels, `edge study` on public sets: {found[0]['plan']['model']} at {sizes[0]} to {sizes[-1]} px, means over "
+        f"{', '.join(f'{100 * each:g}' for each in found[0]['plan']['fractions'])} % of the labels, with 95 % intervals over the seeds "
+        "(▲ ▼ beyond them); every arm and what it costs is in docs/study.md:"
+    )
+    return [title, "", table([row for row in rows if row.arm in _ARMS_TOLD])]
 
 
 def _missing(found: Figures) -> list[str]:
