@@ -201,8 +201,7 @@ def other_lines() -> str:
         for name in ("import runtime", "edge run --help")
     )
     return (
-        "Taken with earlier code: the rows of `edge demo` above (the simulated line was 224 pixels then), "
-        f"and process start to first frame done, {first}. {imports}, neither loads torch, ultralytics or onnx. "
+        f"Process start to first frame done: {first}. {imports}, neither loads torch, ultralytics or onnx. "
         f"`kill -9` of the collecting daemon {kills['kills']} times: pool opened, index and files agreed {kills['pool_opened_and_agreed']} times."
     )
 

@@ -78,7 +78,7 @@ class SimulatedScene:
     names: tuple[str, ...] = CLASS_NAMES
 
     @classmethod
-    def make(cls, out: Path, labels: int, seed: int, imgsz: int = 160) -> SimulatedScene:
+    def make(cls, out: Path, labels: int, seed: int, imgsz: int = 192) -> SimulatedScene:
         """Draws the labelled and held-out images into `out`."""
         lists = {part: _draw_labeled(out / part, Line(seed * 10 + number, (imgsz, imgsz)), count)
                  for number, (part, count) in enumerate((("train", labels), ("val", _VAL_IMAGES)))}  # fmt: skip

@@ -200,7 +200,7 @@ def test_readme__coco_weights_to_int8_on_a_video(edge: Edge, data_dir: Path, tmp
     weights = data_dir / "weights" / "yolo11n_coco_dequant_state_fp16.pt"
     assert edge("pool", "add", "work/example/pool", data_dir / "coco_train2017" / "images").returncode == 0
     done = edge(
-        weights, "--pool", "work/example/pool", "--out", "work/example/yolo11n", "--frames", 16, "--gate-frames", 48,
+        weights, "--pool", "work/example/pool", "--out", "work/example/yolo11n", "--frames", 16, "--gate-frames", 24,
         module="converters.cli",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

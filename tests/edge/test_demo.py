@@ -18,12 +18,14 @@ from edge.errors import TrainingError
 from runtime.bundle import Bundle
 from runtime.images import list_images
 from runtime.pool import Pool
+from tests.conftest import few_stretches
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_demo__closes_the_loop(tmp_path: Path) -> None:
-    table = demo(DemoRequest(tmp_path / "demo"))
+    with few_stretches():
+        table = demo(DemoRequest(tmp_path / "demo"))
     summary: dict[str, Any] = json.loads((tmp_path / "demo" / "summary.json").read_text())
     for accuracy in summary["arms"].values():
         assert accuracy["map50_95"] > 0.3  # it learned to detect, with and without self-supervision
@@ -49,7 +51,7 @@ def test_simulated_scene__labels_are_the_truth(tmp_path: Path) -> None:
     assert (len(dataset.train), len(dataset.val)) == (8, 60)
     assert sum(len(item.class_id) for item in dataset.train) > 8
     image, truth = scene.live(30)
-    assert image.shape == (160, 160, 3)
+    assert image.shape == (192, 192, 3)
     assert len(truth) > 0
     assert scene.live(200)[0].mean() < image.mean()  # the light has drifted
 
