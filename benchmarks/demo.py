@@ -15,8 +15,7 @@ COCO = DATA / "weights" / "yolo11n_coco_dequant_state_fp16.pt"
 CASES: dict[str, list[str]] = {
     "simulated": [],
     "simulated_again": [],
-    "deeppcb": ["--data", str(DATA / "deeppcb"), "--group", r"^(\d{5})"],
-    "neu_det": ["--data", str(DATA / "neu_det"), "--group", r"_(\d+)$"],
+    "deeppcb_coco": ["--data", str(DATA / "deeppcb"), "--group", r"^(\d{5})", "--weights", str(COCO)],
     "neu_det_coco": ["--data", str(DATA / "neu_det"), "--group", r"_(\d+)$", "--weights", str(COCO)],
 }
 

@@ -214,8 +214,7 @@ def demo_rows() -> list[str]:
     ]
     for name, title in (
         ("simulated", "simulated line"),
-        ("deeppcb", "DeepPCB"),
-        ("neu_det", "NEU-DET"),
+        ("deeppcb_coco", "DeepPCB, from COCO weights"),
         ("neu_det_coco", "NEU-DET, from COCO weights"),
     ):
         if not (RESULTS / f"demo_{name}.json").exists():

@@ -130,10 +130,28 @@ def _memory(found: Figures) -> list[str]:
     ]
 
 
+def _few_labels(found: Figures) -> list[str]:
+    told = []
+    for variant, mean in found["mean_over_neither"].items():
+        gains = [run["over_neither"]["map50_95"] for run in found["runs"] if run["variant"] == variant]
+        told.append(
+            f"`{variant}` {100 * mean['map50_95']:+.1f} points of mAP50-95 ({100 * min(gains):+.1f} to {100 * max(gains):+.1f}, "
+            f"{sum(gain > 0 for gain in gains)} of {len(gains)} runs better) and {100 * mean['f1']:+.1f} of F1"
+        )
+    fractions = sorted({run["fraction"] for run in found["runs"]})
+    return [
+        (
+            f"Sparing the layers below, from COCO weights with {', '.join(f'{100 * each:g}' for each in fractions)} % of the labels of "
+            f"{', '.join(sorted({run['set'] for run in found['runs']}))}, over runs with neither: {'; '.join(told)}."
+        )
+    ]
+
+
 _TELL: dict[str, Callable[[Figures], list[str]]] = {
     "methods": _methods,
     "kill_pretrain": _kills,
     "shards": _shards,
     "lightly_train": _lightly,
     "memory": _memory,
+    "few_label_defaults": _few_labels,
 }

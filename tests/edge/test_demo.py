@@ -9,12 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 
+from calibration.accuracy import Accuracy
 from calibration.errors import DataError
 from calibration.labels import load_dataset
+from converters.convert import convert
+from converters.request import ConvertRequest
 from edge.demo.camera import LiveDaemon
 from edge.demo.loop import DemoRequest, demo
+from edge.demo.report import Story, summary_rows
 from edge.demo.scene import FolderScene, SimulatedScene
 from edge.errors import TrainingError
+from edge.refresh.gate import Verdict
 from runtime.bundle import Bundle
 from runtime.images import list_images
 from runtime.pool import Pool
@@ -54,6 +59,27 @@ def test_simulated_scene__labels_are_the_truth(tmp_path: Path) -> None:
     assert image.shape == (192, 192, 3)
     assert len(truth) > 0
     assert scene.live(200)[0].mean() < image.mean()  # the light has drifted
+
+
+def test_summary__int8_that_was_refused_has_no_file(checkpoint: Path, pool_dir: Path, tmp_path: Path) -> None:
+    released = convert(ConvertRequest(checkpoint, pool_dir, frames=8, pictures=False), tmp_path / "bundle", lambda _: None)
+    assert not (released.path / "model.int8.onnx").exists()
+    nothing = Accuracy(0, 0, 0, 0, 0, 0.25, 1)
+    age = {"p50_ms": 1.0, "p99_ms": 2.0, "max_ms": 3.0}
+    daemon = {
+        "cameras": {"a": {"read": 1, "processed": 1, "dropped": {}}},
+        "latency": {"age": age},
+        "collected": 0,
+        "swaps": [],
+    }
+    story = Story(
+        title="", labels=0, names=(), arms={}, released=released, current=released,
+        verdict=Verdict(nothing, nothing, publish=False, reason="nothing is proved"), live_f1={}, daemon=daemon, infer_ms=[],
+        pictures=[], seconds=0.0,
+    )  # fmt: skip
+    rows = dict(summary_rows(story))
+    assert rows["int8 on openvino"].startswith("refused: only 0 boxes to compare")
+    assert " MB " in rows["fp32 on openvino"]
 
 
 @pytest.mark.data
