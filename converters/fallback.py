@@ -84,10 +84,7 @@ def fall_back(
         reference: FP32's run over the gate's frames.
         gate: the bars and frames.
         slowest_ms: a file slower than this is not worth having; the search ends there.
-        report: told each step.
-
-    Raises:
-        BackendError: the engine refuses a graph with layers in float.
+        report: told each step, and what the engine refuses to have in float.
     """
     ranking = scan.stretches()
     current = quantised.int8
@@ -98,15 +95,20 @@ def fall_back(
             continue
         if len(_flat(returned)) + len(unit) > MAX_LAYERS:
             break
+        names = tuple(layer.name for layer in unit)
+        told = " to ".join(dict.fromkeys((names[0], names[-1])))
+        tried = with_float_layers(quantised.int8, quantised.fp32, _flat([*returned, unit]))
+        try:
+            *rows, before = measured((*forms_of(tried, quantised.form), current), quantised, reference, gate)
+        except BackendError:
+            report(f"{told} stays INT8: {quantised.engine} refuses it in float")
+            continue
         returned.append(unit)
-        tried = with_float_layers(quantised.int8, quantised.fp32, _flat(returned))
-        *rows, before = measured((*forms_of(tried, quantised.form), current), quantised, reference, gate)
         row = _worst(rows)
         cost_ms = row.latency_p50_ms - before.latency_p50_ms if quantised.form == "cpu" else None
-        names = tuple(layer.name for layer in unit)
         steps.append(Step(names, gain, cost_ms, row.f1_against_fp32, row.mean_score_shift, row.refused))
-        told = "" if cost_ms is None else f", {cost_ms:+.1f} ms"
-        report(f"{' to '.join(dict.fromkeys((names[0], names[-1])))} in float: {row.refused or 'the gate holds'}{told}")
+        cost = "" if cost_ms is None else f", {cost_ms:+.1f} ms"
+        report(f"{told} in float: {row.refused or 'the gate holds'}{cost}")
         current = tried
         if not row.refused or row.latency_p50_ms > slowest_ms:
             break
@@ -124,7 +126,11 @@ def _pruned(
     for unit in returned[:-1]:
         fewer = [other for other in returned if other is not unit]
         tried = with_float_layers(quantised.int8, quantised.fp32, _flat(fewer))
-        if not _worst(measured(forms_of(tried, quantised.form), quantised, reference, gate)).refused:
+        try:
+            needed = bool(_worst(measured(forms_of(tried, quantised.form), quantised, reference, gate)).refused)
+        except BackendError:  # the engine wants it in float
+            continue
+        if not needed:
             current, returned = tried, fewer
     return current, returned
 

@@ -24,7 +24,6 @@ from converters.polish import polished_layers
 from converters.qdq_from_onnx import Family, median_of_extremes, qdq_from_onnx
 from converters.quantizer_passes import with_float_layers
 from converters.sensitivity import Sensitivity, SensitivityScan
-from runtime.errors import BackendError
 from runtime.manifest import Form, Parity
 from runtime.progress import Report
 
@@ -102,10 +101,7 @@ def search_int8(family: Family, calibrated: Calibrated, gate: Gate, floats: dict
         return kept
     quantised = Quantised(calibrated.fp32, tried.file.model, tried.engine, tried.file.form)
     scan = SensitivityScan(quantised.fp32, quantised.int8, quantised.engine, calibrated.frames, gate.thresholds.iou)
-    try:
-        return polished(kept, quantised, scan, measure) if kept.holds else _mended(kept, quantised, scan, measure)
-    except BackendError as error:  # an engine that runs the whole INT8 file, and not one with layers in float
-        return replace(kept, skipped=(*kept.skipped, str(error)))
+    return polished(kept, quantised, scan, measure) if kept.holds else _mended(kept, quantised, scan, measure)
 
 
 @dataclass(frozen=True)

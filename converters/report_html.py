@@ -130,7 +130,7 @@ def _int8_tables(told: Int8Told) -> str:
         for step in told.steps
     ]  # fmt: skip
     stretches = [
-        [str(place), stretch.layers[0], stretch.layers[-1], str(len(stretch.layers)), f"{stretch.gain:+.4f}"]
+        [str(place), stretch.layers[0], stretch.layers[-1], str(len(stretch.layers)), stretch.refused or f"{stretch.gain:+.4f}"]
         for place, stretch in enumerate(told.sensitivity, 1)
     ]
     layers = []

@@ -22,6 +22,7 @@ from converters.layers import Layer, layers_of
 from converters.quantizer_passes import with_float_layers
 from runtime.backends import Backend, open_model
 from runtime.detections import Detections
+from runtime.errors import BackendError, first_line
 from runtime.postprocess import Thresholds, detections_from_outputs
 from runtime.progress import Progress
 
@@ -39,12 +40,14 @@ class Sensitivity:
     Attributes:
         layers: their names.
         distance: of the detections from FP32's when this group alone is float, 0 and more (see `score_distance`).
-        gain: how much smaller that is than with all of them in INT8.
+        gain: how much smaller that is than with all of them in INT8; 0 where the engine refuses the mixture.
+        refused: why it does, else empty.
     """
 
     layers: tuple[str, ...]
     distance: float
     gain: float
+    refused: str = ""
 
 
 class SensitivityScan:
@@ -78,9 +81,13 @@ class SensitivityScan:
         return found
 
     def of(self, group: Sequence[Layer]) -> Sensitivity:
-        """One group."""
-        distance = self._distance(with_float_layers(self._int8, self._fp32, group))
-        return Sensitivity(tuple(layer.name for layer in group), distance, self.base - distance)
+        """One group; OpenVINO's passes fail on some mixtures of INT8 and float, and that group then stays INT8."""
+        names = tuple(layer.name for layer in group)
+        try:
+            distance = self._distance(with_float_layers(self._int8, self._fp32, group))
+        except BackendError as error:
+            return Sensitivity(names, self.base, 0.0, f"{self._engine} refuses it: {first_line(error.__cause__ or error)}")
+        return Sensitivity(names, distance, self.base - distance)
 
     def slowdown(self, group: Sequence[Layer]) -> float:
         """Time of the graph with `group` in float over the time without, medians, one inference of each in turn."""

@@ -81,6 +81,10 @@ class MissingPackageError(EdgeloopError):
 
 
 def first_line(error: BaseException) -> str:
-    """What a foreign exception says, for a sentence of ours: its first line, or its kind where it says nothing."""
-    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """What a foreign exception says, for a sentence of ours: its first line, or its kind where it says nothing.
+
+    OpenVINO begins with places in its source and says what is wrong in the last line.
+    """
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    line = lines[-1 if lines[0].startswith("Exception from ") else 0]
     return re.sub(r"/onnxruntime_src/.*\) ", "", line)  # ONNX Runtime's source line and the signature of a C++ function

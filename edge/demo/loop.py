@@ -135,8 +135,8 @@ def _pretrain(request: DemoRequest, pool: Path) -> Path:
 
 
 def _epochs(scene: Scene) -> int:
-    """As many as the budget of images allows, fewer where they are larger than 224 pixels, at least 4."""
-    return max(4, round(_TUNE_IMAGES / _labels(scene) / max(1, scene.imgsz / 224) ** 2))
+    """As many as the budget of images allows, at least 4."""
+    return max(4, round(_TUNE_IMAGES / _labels(scene)))
 
 
 def _labels(scene: Scene) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx
@@ -12,9 +12,12 @@ import pytest
 from calibration.batches import PoolBatches
 from calibration.gate_frames import PoolGateFrames
 from converters.checkpoint import detector_from_checkpoint, load_checkpoint
+from converters.fallback import Quantised, fall_back
 from converters.gate import Candidate, Gate, Run, candidates_of, run_candidates
 from converters.int8_search import Calibrated, search_int8
 from converters.onnx_from_torch import onnx_from_torch
+from converters.qdq_from_onnx import qdq_from_onnx
+from converters.sensitivity import Sensitivity, SensitivityScan
 from runtime.images import list_images
 from runtime.pool import Pool
 from runtime.pool_import import add_image_file
@@ -68,3 +71,23 @@ def test_search_int8__finds_the_layer_that_saturates_and_returns_it(case: Case) 
     lines = [line for line in case.told if BROKEN in line]
     assert lines, "each step is told"
     assert all(" ms" in line for line in lines)
+
+
+@pytest.mark.data
+@pytest.mark.slow
+def test_fall_back__goes_on_where_openvino_refuses_a_mixture(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its passes fail where the convolution before attention's split is float and the one behind it has INT8 weights."""
+    calibrated = case.calibrated
+    int8 = qdq_from_onnx(calibrated.fp32, calibrated.batches, calibrated.count, "cpu")
+    scan = SensitivityScan(calibrated.fp32, int8, "openvino", calibrated.frames, 0.7)
+    mixture = ("/detector/model.10/cv1/conv/Conv", "/detector/model.10/m/m.0/attn/pe/conv/Conv")
+    refused = scan.of([layer for layer in scan.layers if layer.name in mixture])
+    assert (refused.layers, refused.gain) == (mixture, 0.0)
+    assert refused.refused == "openvino refuses it: Default output not supported"
+    ranking = [replace(refused, gain=10.0), Sensitivity((BROKEN,), 0.0, 9.0)]
+    monkeypatch.setattr(scan, "stretches", lambda: ranking)
+    reference = next(run for candidate, run in case.floats.items() if candidate.is_reference)
+    found = fall_back(Quantised(calibrated.fp32, int8, "openvino", "cpu"), scan, reference, case.gate, 1e9, case.told.append)
+    assert [step.layers for step in found.steps] == [(BROKEN,)]
+    assert found.holds, case.told
+    assert f"{' to '.join(mixture)} stays INT8: openvino refuses it in float" in case.told
