@@ -31,6 +31,8 @@ def load(name: str) -> StudyPlan:
     for each in plan["sets"].values():
         each |= {key: str(DATA / each[key]) for key in ("folder", "unlabeled") if key in each}
     for arm, spec in list(plan["arms"].items()):
+        if isinstance(ssl := spec.get("ssl"), dict) and "teacher" in ssl:
+            ssl["teacher"] = str(DATA / ssl["teacher"])
         if "weights" in spec:
             spec["weights"] = str(WORK / "studies" / name / spec["weights"])
             own = StudyPlan.model_validate(plan)

@@ -1,8 +1,9 @@
 """Distillation of a larger model on unlabeled frames: what it makes of each place on P3 to P5, without its head.
 
-Two terms on each map: the direction of every cell's features, after a learnt projection, and how similar each cell is to
-all others of its image (relational, as the local loss of LightlyTrain's third version), which needs no projection and holds
-between teachers and students of any width.
+Two terms on each map: how every channel goes up and down over the cells, after a learnt projection (PKD, Cao et al. 2022, arXiv
+2207.02039), and how similar each cell is to all others of its image (relational, as the local loss of LightlyTrain's third
+version), which needs no projection and holds between teachers and students of any width. In both each channel counts alike,
+whatever its mean and scale: else the mean of a few strong ones, the same everywhere, would be most of what is learnt.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from edge.trunk import Trunk
 
 TEMPERATURE = 0.07  # of the similarities, as LightlyTrain's
 _GRID = 14  # cells a side that are compared: finer maps are averaged, or similarities would fill the memory
+_RELATIONAL = 0.3  # weight of the relations; both terms begin near 1 then
+_LEAST_DEVIATION = 1e-4  # of a channel; one that is nearly the same everywhere tells nothing
 
 
 class Distill(torch.nn.Module):
@@ -46,18 +49,30 @@ class Distill(torch.nn.Module):
         )
 
     def forward(self, first: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
-        """Mean over the maps of the cosine distance and of the relational divergence."""
+        """Mean over the maps of the channels' distance and of the relational divergence."""
         teacher = self._teacher[0].to(first.device)
         with torch.no_grad():
             theirs = teacher(first)
         losses = []
         for own, wanted, projection in zip(self.trunk(first), theirs, self.projections, strict=True):
-            cosine = torch.nn.functional.cosine_similarity(projection(own), wanted, dim=1)
-            losses.append(1 - cosine.mean() + relational_divergence(own, wanted))
+            apart = channel_distance(projection(own), wanted)
+            losses.append(apart + _RELATIONAL * relational_divergence(standardised(own), standardised(wanted)))
         return torch.stack(losses).mean()
 
     def after_step(self, step: int) -> None:
         """Nothing moves by itself."""
+
+
+def standardised(found: torch.Tensor) -> torch.Tensor:
+    """Maps (b, c, h, w), float32, each channel with mean 0 and deviation 1 over all cells of the batch."""
+    found = found.float()
+    deviation, mean = torch.std_mean(found, dim=(0, 2, 3), keepdim=True)
+    return (found - mean) / deviation.clamp_min(_LEAST_DEVIATION)
+
+
+def channel_distance(own: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """1 less the mean over the channels of Pearson's correlation, 0 to 2; maps (b, c, h, w) of one shape."""
+    return (standardised(own) - standardised(wanted)).square().mean() / 2
 
 
 def relational_divergence(own: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:

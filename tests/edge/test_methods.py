@@ -241,6 +241,20 @@ def test_distill__a_student_like_its_teacher_has_no_relations_to_learn() -> None
     assert float(relational_divergence(torch.rand(2, 8, 8, 8), maps)) > 0.01
 
 
+def test_distill__channels_count_alike_whatever_their_mean_and_scale() -> None:
+    from edge.methods.distill import channel_distance
+
+    generator = torch.Generator().manual_seed(0)
+    maps, other = torch.rand(2, 2, 16, 8, 8, generator=generator)
+    strong = maps * torch.linspace(1, 100, 16).view(1, -1, 1, 1) + 50
+    assert float(channel_distance(strong, maps)) == pytest.approx(0, abs=1e-4)
+    assert float(channel_distance(-maps, maps)) == pytest.approx(2, abs=0.05)
+    assert float(channel_distance(other, maps)) == pytest.approx(1, abs=0.1)
+    same = strong.mean((0, 2, 3), keepdim=True).expand_as(strong)
+    assert float(torch.nn.functional.cosine_similarity(same, strong, dim=1).min()) > 0.95
+    assert float(channel_distance(same, strong)) > 0.45, "the mean alone is no knowledge"
+
+
 def test_build_method__an_unknown_one() -> None:
     with pytest.raises(TrainingError, match="the methods are dense, simclr"):
         build_method("dino", trunk(), SETTINGS)
