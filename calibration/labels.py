@@ -10,6 +10,7 @@ import math
 import os
 import random
 import re
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,8 +99,19 @@ def _read_parts(data_yaml: Path, keys: Sequence[str]) -> tuple[Any, ...]:
             raise DataError(
                 f"{data_yaml}: none of the {len(part)} images of `{key}` has a box; their labels are expected like {expected}"
             )
+        _tell_unlabelled([item.path for item in part], f"{data_yaml}: `{key}`")
         parts.append(part)
     return (names, *parts)
+
+
+def _tell_unlabelled(paths: Sequence[Path], whose: str) -> None:
+    """On stderr, since a lost label file looks like an image without objects."""
+    without = [path for path in paths if not _label_path(path).is_file()]
+    if without:
+        sys.stderr.write(
+            f"{whose}: {len(without)} of {len(paths)} images have no label file and count as showing nothing; the first is "
+            f"{without[0].name}, whose file would be {_label_path(without[0])}\n"
+        )
 
 
 def split_dataset(folder: Path, out: Path, pattern: str, labels: int, val_share: float, seed: int) -> Path:
@@ -127,7 +139,7 @@ def split_dataset(folder: Path, out: Path, pattern: str, labels: int, val_share:
     groups = grouped(paths, pattern)
     if len(groups) < 2:
         raise DataError(
-            f"--group {pattern!r} puts all {len(paths)} images of {folder} into one group; choose a pattern that tells scenes apart"
+            f"--group '{pattern}' puts all {len(paths)} images of {folder} into one group; choose a pattern that tells scenes apart"
         )
     order = sorted(groups)
     random.Random(seed).shuffle(order)
@@ -142,6 +154,7 @@ def split_dataset(folder: Path, out: Path, pattern: str, labels: int, val_share:
             raise DataError(
                 f"none of the {len(items)} {part} images has a box; their labels are expected like {_label_path(items[0])}"
             )
+        _tell_unlabelled(items, f"{folder}, {part}")
     _write_split(out, names, {"train": kept, "val": sorted(val), "rest": train[len(kept) :]})
     return out / "data.yaml"
 
@@ -271,12 +284,12 @@ def grouped(paths: Sequence[Path], pattern: str) -> dict[str, list[Path]]:
     try:
         expression = re.compile(pattern)
     except re.error as error:
-        raise DataError(f"--group {pattern!r} is no regular expression: {error}; try '^(\\d+)'") from error
+        raise DataError(f"--group '{pattern}' is no regular expression: {error}; try '^(\\d+)'") from error
     groups: dict[str, list[Path]] = {}
     for path in paths:
         key = group_of(path, expression.pattern)
         if key is None:
-            raise DataError(f"--group {pattern!r} does not match {path.name}; every file name must belong to a group")
+            raise DataError(f"--group '{pattern}' does not match {path.name}; every file name must belong to a group")
         groups.setdefault(key, []).append(path)
     return groups
 

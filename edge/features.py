@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from edge.errors import TrainingError
 from edge.injection import inject_all, refuse_uncovered
-from edge.yolo import Part, build_detector
+from edge.yolo import PARTS, Part, build_detector
 from runtime.preprocess import STRIDE, Preprocess
 from runtime.progress import Progress
 
@@ -23,7 +24,8 @@ _SEEN = 512  # pictures that statistics are taken of
 
 
 def frozen_trunk(model: str, part: Part, weights: Iterable[Path], seed: int = 0) -> Trunk:
-    """The part of a detector that gives features, with the weights injected in their order over fresh ones, and told.
+    """The part of a detector that gives features, with the weights injected in their order over fresh ones, and told; a word where
+    they are no weights to be looked at.
 
     Raises:
         CheckpointError: weights of another architecture, or of less than that part.
@@ -33,7 +35,13 @@ def frozen_trunk(model: str, part: Part, weights: Iterable[Path], seed: int = 0)
     from edge.trunk import Trunk
 
     detector = build_detector(model, ["object"], seed)
-    refuse_uncovered(part, inject_all(detector, tuple(weights), model))
+    injected = inject_all(detector, tuple(weights), model)
+    refuse_uncovered(part, injected)
+    if injected.kinds and injected.kinds[-1] in PARTS and float(injected.lineage.get("ssl_interpolate", 1)) < 1:
+        sys.stderr.write(
+            f"this {injected.kinds[-1]} is a mean of weights, made to be trained further: its batch norms do not fit while it is "
+            "frozen; what was learnt is better seen in one of edge pretrain --interpolate 1\n"
+        )
     return Trunk(detector, model, part).eval().to("cuda" if torch.cuda.is_available() else "cpu")
 
 

@@ -29,7 +29,9 @@ def readable(pool: Pool, entries: Iterable[PoolEntry]) -> Iterator[tuple[PoolEnt
                 continue
             damaged += 1
             if damaged > MOST_DAMAGED * len(entries):
-                raise
+                raise PoolError(
+                    f"{damaged} of {len(entries)} frames are damaged, more than 5 %, this one as well: {error}"
+                ) from error
             sys.stderr.write(f"left out: {error}\n")
             continue
         yield entry, image

@@ -17,7 +17,7 @@ from edge.lineage import seen_labels, with_seen
 from edge.loader_processes import killed_told
 from edge.methods import Settings, build_method
 from edge.pretrain_request import PretrainRequest, check, remedies_of, settings_of, teacher_of
-from edge.processes import is_first, launched_fabric
+from edge.processes import is_first, launched_fabric, lost_told
 from edge.run_folder import run_folder
 from edge.snapshot import Snapshot
 from edge.training import (
@@ -67,10 +67,10 @@ def pretrain(request: PretrainRequest) -> Path:
     Raises:
         PoolError: an empty pool.
         TrainingError: nothing to resume, a folder in use, a loss that is not finite, features that collapsed, or too many
-            damaged frames.
+            damaged frames; or another process of this run has ended.
     """
     check(request)
-    with run_folder(request.out, resume=request.resume):  # before anything is linked into it
+    with lost_told(), run_folder(request.out, resume=request.resume):  # before anything is linked into it
         return _pretrained(request)
 
 

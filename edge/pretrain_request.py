@@ -88,18 +88,21 @@ def most_of(method: str) -> Part:
     return kind_of(method).parts[0]
 
 
-def usual_of(init: str | None) -> tuple[float, float]:
+def usual_of(method: str, init: str | None) -> tuple[float, float]:
     """Learning rate, and share of what is learnt in what is written, for who names none.
 
     From a detector's weights a short pretraining on few frames forgets more than it learns, so it learns slowly and goes half of
     the way (WiSE-FT, arXiv 2109.01903). A network that goes on from what it has learnt can come out worse than a fresh one, so
     from fresh weights it goes half of the way as well, which is their shrink and perturb (Ash and Adams 2020, "On warm-starting
-    neural network training", arXiv 1910.08475). docs/study.md has arms for both.
+    neural network training", arXiv 1910.08475). docs/study.md has arms for both. A teacher tells each cell of a fresh network what
+    to become, so distillation can learn from it faster than the other methods.
 
     Args:
+        method: one of `METHODS`.
         init: the kind of the checkpoint that training begins as; None for fresh weights.
     """
-    return 3e-4 if init == "detector" else 1e-3, 0.5 if init in ("detector", None) else 1.0
+    fast = 4e-3 if method == "distill" and init is None else 1e-3
+    return 3e-4 if init == "detector" else fast, 0.5 if init in ("detector", None) else 1.0
 
 
 def check(request: PretrainRequest) -> None:

@@ -82,7 +82,7 @@ def probe(request: ProbeRequest) -> dict[str, Probe]:
 
     Raises:
         DataError: unusable labels.
-        TrainingError: fewer than two classes, or no boxes to ask about.
+        TrainingError: fewer than two classes to learn, or none of them to ask about.
         CheckpointError: weights of another architecture.
     """
     preprocess = checked_preprocess(request.imgsz)
@@ -94,6 +94,13 @@ def probe(request: ProbeRequest) -> dict[str, Probe]:
     classes = {name: np.array([class_id for _, class_id in found]) for name, found in crops.items()}
     if not len(classes["val"]) or len(set(classes["train"])) < 2:
         raise TrainingError(f"{request.data} shows no two classes in `train` and some of them in `val`; a probe needs them")
+    never = ~np.isin(classes["val"], classes["train"])
+    if never.all():
+        raise TrainingError(f"{request.data} shows none of the classes of `val` in `train`; split it so that both have some")
+    if never.any():
+        sys.stderr.write(
+            f"{never.sum()} of {len(never)} in `val` are of classes that `train` never shows, so nobody can be right\n"
+        )
     given = {"fresh weights": (), "given weights": request.init}
     trunks = {name: frozen_trunk(request.model, request.part, init, request.seed) for name, init in given.items()}
     shuffled = np.random.default_rng(request.seed).permutation(len(crops["train"]))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
+from edge.errors import TrainingError
 from runtime.errors import MissingPackageError
 
 if TYPE_CHECKING:
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     from ultralytics.nn.tasks import DetectionModel
 
 _CLASSES = 1  # of Ultralytics' losses: boxes, classes, distribution of the boxes' sides
+_LEFT = ("closed by peer", "reset by peer", "Broken pipe", "remote process exited")  # what torch says of a process that is gone
 Precision = Literal["32-true", "bf16-mixed"]
 
 
@@ -81,3 +84,18 @@ def world_size() -> int:
 def several() -> bool:
     """Whether there are more than one."""
     return world_size() > 1
+
+
+@contextmanager
+def lost_told() -> Iterator[None]:
+    """Within, a process of several that another one has left says so in a sentence; why it left is that one's to say.
+
+    Raises:
+        TrainingError: another process has ended.
+    """
+    try:
+        yield
+    except RuntimeError as error:  # gloo's have no kind of their own
+        if several() and any(told in str(error) for told in _LEFT):
+            raise TrainingError("another process of this run has ended; what it said tells why") from error
+        raise

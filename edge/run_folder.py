@@ -50,7 +50,8 @@ def run_folder(out: Path, *, resume: bool) -> Iterator[None]:
         except (KeyboardInterrupt, SystemExit):
             if (out / LAST).is_file():
                 sys.stderr.write(
-                    f"\nwhat was learnt is in {out}; the same command goes on (pretrain and finetune: with --resume)\n"
+                    f"\nwhat was learnt until the last saving is in {out}; the same command goes on from there (pretrain and finetune: with "
+                    "--resume)\n"
                 )
             raise
         finally:

@@ -280,10 +280,10 @@ class StudyPlan(_Strict):
         `edge pretrain`.
         """
         changes = arm.ssl if isinstance(arm.ssl, dict) else {}
-        other = changes.get("method", self.pretrain.method) != self.pretrain.method
+        method = changes.get("method", self.pretrain.method)
         own = {"part", "teacher", "teacher_model", "anchor"}
-        kept = self.pretrain.model_dump(exclude=own if other else None, exclude_unset=True)
-        usual = dict(zip(("lr", "interpolate"), usual_of("detector" if arm.start == "coco" else None), strict=True))
+        kept = self.pretrain.model_dump(exclude=own if method != self.pretrain.method else None, exclude_unset=True)
+        usual = dict(zip(("lr", "interpolate"), usual_of(method, "detector" if arm.start == "coco" else None), strict=True))
         return PretrainPlan.model_validate({**usual, **kept, **changes})
 
 

@@ -146,7 +146,7 @@ def inject(target: DetectionModel, source: Checkpoint, model: str) -> Injection:
             f"first {unexplained[0]}; it is of another architecture or incomplete"
         )
     target.load_state_dict({key: source.state[key] for key in fits}, strict=False)
-    reason = f"class branch: {len(source.names)} → {target.model[-1].nc} classes" if missed else ""
+    reason = f"class branch, of {len(source.names)} other classes" if missed else ""
     if source.kind in PARTS:
         return Injection(len(fits), len(wanted), len(own) - len(wanted), f"{PARTS[source.kind]}, not pretrained")
     return Injection(len(fits), len(wanted), len(missed), reason)

@@ -18,7 +18,8 @@ def add(
     images: Annotated[Path, typer.Argument(help="A folder of images.")],
     camera: Annotated[str, typer.Option(help="Name to file them under.")] = "import",
     quota_mb: Annotated[
-        float, typer.Option(min=0.001, max=1e9, help="Hard limit of the pool in megabytes; a full pool refuses.")
+        float,
+        typer.Option(min=0.001, max=1e9, show_default="2147", help="Hard limit of the pool in megabytes; a full pool refuses."),
     ] = 2147.483648,
 ) -> None:
     """Adds a folder of images; JPEG files keep their bytes. Damaged ones are left out and named; above 5 % it stops."""

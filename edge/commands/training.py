@@ -89,7 +89,11 @@ def pretrain(
     epochs: Epochs = 10,
     lr: Annotated[
         Optional[float],
-        typer.Option(min=1e-8, max=1, help="Peak learning rate; left out: 0.001, and 0.0003 where --init is a detector."),
+        typer.Option(
+            min=1e-8,
+            max=1,
+            help="Peak learning rate; left out: 0.001, 0.0003 where --init is a detector, 0.004 for distill without --init.",
+        ),
     ] = None,
     upright: Upright = False,
     anchor: Annotated[
@@ -118,7 +122,7 @@ def pretrain(
 
     if (pool is None) == (not shards):
         raise TrainingError("name the frames with --pool, or with --shards, and not with both")
-    usual_lr, usual_share = usual_of(load_checkpoint(init).kind if init else None)
+    usual_lr, usual_share = usual_of(method, load_checkpoint(init).kind if init else None)
     request = PretrainRequest(
         pool or Path(), out, model=model, init=init, imgsz=imgsz, batch=batch, epochs=epochs, lr=lr or usual_lr, seed=seed, resume=resume,
         method=method, part=part or most_of(method), teacher=teacher,

@@ -73,6 +73,23 @@ def test_read_labels__a_missing_file_is_an_empty_image(folder: Path) -> None:
     assert len(item.class_id) == 0
 
 
+def test_load_dataset__images_without_a_label_file_are_counted(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "labels" / "board0_0.txt").write_text("")  # shows nothing, and says so
+    data = split_dataset(folder, tmp_path / "split", r"^(board\d)", 0, 0.25, 0)
+    load_dataset(data)
+    assert not capsys.readouterr().err
+    lost = load_dataset(data).train[0].path
+    (folder / "labels" / f"{lost.stem}.txt").unlink()
+    load_dataset(data)
+    assert f"{data}: `train`: 1 of 9 images have no label file and count as showing nothing" in capsys.readouterr().err
+    split_dataset(folder, tmp_path / "again", r"^(board\d)", 0, 0.25, 0)
+    told = capsys.readouterr().err
+    assert f"{folder}, training: 1 of 9 images have no label file" in told
+    assert str(folder / "labels" / f"{lost.stem}.txt") in told
+
+
 def test_read_labels__tells_every_kind_of_problem_with_its_line(folder: Path) -> None:
     (folder / "labels" / "board0_0.txt").write_text(
         "0 0.5 0.5 0.1 0.1\n7 0.5 0.5 0.1 0.1\n0 1.5 0.5 0.1 0.1\n0 0.5 0.5 0.1\n0 a b c d\n0 nan 0.5 0.1 0.1\n0 .5 .5 0 .1\n-1 .5 .5 .1 .1\n"

@@ -42,6 +42,19 @@ def test_frozen_trunk__layers_that_no_file_gives_are_not_looked_at(
     assert f"injected detector {checkpoint}: " in told
 
 
+def test_frozen_trunk__weights_that_are_to_be_trained_further_are_told(
+    backbone: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    learnt = load_checkpoint(backbone)
+    save_checkpoint(tmp_path / "half.pt", replace(learnt, lineage={"ssl_interpolate": "0.5"}))
+    save_checkpoint(tmp_path / "whole.pt", replace(learnt, lineage={"ssl_interpolate": "1.0"}))
+    tuned = replace(load_checkpoint(checkpoint), lineage={"ssl_interpolate": "0.5"})
+    save_checkpoint(tmp_path / "tuned.pt", tuned)
+    for name, count in (("half.pt", 1), ("whole.pt", 0), ("tuned.pt", 0)):
+        frozen_trunk("yolo11n", "backbone", [tmp_path / name])
+        assert capsys.readouterr().err.count("is a mean of weights") == count, name
+
+
 def test_show__fresh_weights_do_not_fade() -> None:
     canvases = list(np.random.default_rng(0).integers(0, 256, (17, 32, 32, 3), dtype=np.uint8))  # a batch and one more
     plain = frozen_trunk("yolo11n", "backbone", ())

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from calibration.errors import DataError
+from calibration.labels import load_dataset
 from converters.checkpoint import Checkpoint, save_checkpoint
 from edge.demo.scene import SimulatedScene
 from edge.errors import TrainingError
@@ -67,3 +68,24 @@ def test_probe__whole_images_in_a_folder_for_each_class(
         (tmp_path / "data" / side / "dark").rename(one / side / "dark")
     with pytest.raises(TrainingError, match="shows no two classes"):
         probe(ProbeRequest(one, (checkpoint,), imgsz=64))
+
+
+def test_probe__classes_that_are_never_learnt(tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = SimulatedScene.make(tmp_path / "data", labels=20, seed=0, imgsz=96).data
+    dataset = load_dataset(data)
+    for item in dataset.val:
+        label = item.path.parent.parent / "labels" / f"{item.path.stem}.txt"
+        label.write_text("".join(f"4 {line[2:]}\n" for line in label.read_text().splitlines()))
+    request = ProbeRequest(data, (checkpoint,), imgsz=64)
+    own = {int(number) for item in dataset.train for number in item.class_id}
+    for item in dataset.train:
+        label = item.path.parent.parent / "labels" / f"{item.path.stem}.txt"
+        kept = [line for line in label.read_text().splitlines() if not line.startswith("4")]
+        label.write_text("".join(f"{line}\n" for line in kept))
+    assert own - {4}
+    with pytest.raises(TrainingError, match="shows none of the classes of `val` in `train`"):
+        probe(request)
+    label = dataset.val[0].path.parent.parent / "labels" / f"{dataset.val[0].path.stem}.txt"
+    label.write_text(f"{min(own - {4})} 0.5 0.5 0.5 0.5\n")
+    probe(request)
+    assert "in `val` are of classes that `train` never shows" in capsys.readouterr().err

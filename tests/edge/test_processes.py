@@ -17,13 +17,18 @@ from tests.conftest import ROOT
 
 def under_torchrun(processes: int, *words: object) -> str:
     """What a module printed."""
+    done = launched(processes, *words)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def launched(processes: int, *words: object) -> subprocess.CompletedProcess[str]:
+    """A module in several processes, to its end."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"]
-    done = subprocess.run(
+    return subprocess.run(
         [*launch, *map(str, words)], cwd=ROOT, capture_output=True, text=True, timeout=400, check=False,
         env={**os.environ, "OMP_NUM_THREADS": "1", "YOLO_OFFLINE": "true"},
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
 
 
 @pytest.mark.slow
@@ -54,3 +59,15 @@ def test_methods__two_processes_have_the_gradients_of_one(tmp_path: Path) -> Non
         assert len(alone[name]) > 100
         for key, gradient in alone[name].items():
             assert float((together[name][key] - gradient).norm()) <= 1e-9 * float(gradient.norm()), (name, key)
+
+
+@pytest.mark.slow
+def test_pretrain__of_two_processes_each_tells_a_mistake_in_a_sentence(tmp_path: Path) -> None:
+    words = ["edge.cli", "pretrain", "--pool", tmp_path / "none", "--method", "simclr", "--out", tmp_path / "out"]
+    done = launched(2, *words)
+    assert done.returncode
+    told = [line for line in done.stderr.splitlines() if line.startswith("edge: ")]
+    assert any("another process of this run has ended" in line for line in told), done.stderr[-3000:]
+    assert any(str(tmp_path / "none") in line for line in told)
+    assert "edge/pretrain.py" not in done.stderr
+    assert not (tmp_path / "out").exists()

@@ -167,7 +167,9 @@ def test_run_folder__who_is_interrupted_is_told_what_to_do(
     for epoch, told in ((0, False), (1, True)):
         with pytest.raises(KeyboardInterrupt):
             pretrain(pretrain_request(pool_dir, tmp_path / str(epoch)))
-        assert (f"what was learnt is in {tmp_path / '1'}; the same command goes on" in capsys.readouterr().err) == told
+        assert (
+            f"what was learnt until the last saving is in {tmp_path / '1'}; the same command goes on" in capsys.readouterr().err
+        ) == told
 
 
 def test_run_folder__one_process_at_a_time(pool_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
