@@ -18,7 +18,7 @@ from calibration.labels import load_dataset, split_dataset
 from edge.doctor import machine_facts
 from edge.methods import METHODS
 from edge.pretrain import RESULT, pretrain
-from edge.pretrain_request import PretrainRequest
+from edge.pretrain_request import PretrainRequest, usual_of
 from edge.probe import ProbeRequest, probe
 from edge.processes import Precision
 from edge.run_folder import LAST
@@ -51,7 +51,7 @@ def measure(method: str, epochs: int, precision: Precision, data: Path, pool: Pa
     part: Part = PART if PART in METHODS[method].parts else "backbone"
     request = PretrainRequest(
         pool, out, model=MODEL, imgsz=IMGSZ, batch=BATCH, epochs=epochs, method=method, part=part, resume=(out / LAST).is_file(),
-        teacher=TEACHER if method == "distill" else None, precision=precision,
+        teacher=TEACHER if method == "distill" else None, precision=precision, lr=usual_of(method, None)[0],
     )  # fmt: skip
     start = time.monotonic()
     pretrain(request)
@@ -60,7 +60,7 @@ def measure(method: str, epochs: int, precision: Precision, data: Path, pool: Pa
     rows = probe(ProbeRequest(data, (out / RESULT[part],), MODEL, part, 128))
     fresh, given = rows["fresh weights"], rows["given weights"]
     return {
-        "part": part, "cpu": machine_facts()["cpu"],
+        "part": part, "lr": request.lr, "cpu": machine_facts()["cpu"],
         "seconds": round(sum(row["seconds"] for row in log), 1), "wall_s_of_the_last_start": round(seconds, 1),
         "images_per_s": log[-1]["images_per_s"], "loss": [round(row["loss"], 4) for row in log],
         "effective_rank": [row["effective_rank"] for row in log],

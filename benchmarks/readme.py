@@ -39,8 +39,8 @@ STUDIES_NOTE = (
     "take part from the first step on and teach where objects end as well, which they do not in the other arms with the pool. In those, on "
     "neu_det, and on apple_bbch81 but for seed 2 with 10 and 25 % of the labels, the run's own average looked at the pool once, in the "
     "others four times, as it does now. ssl starts halfway between fresh weights and what was learnt without labels (Ash and Adams 2020), "
-    "ssl-whole from the whole of it; distill, halfway as well, learnt from yolov8n's COCO weights what its neck makes of the same frames, in "
-    "about twice as many steps, so it knows what COCO's labels taught, which ssl does not."
+    "ssl-whole from the whole of it; distill, halfway as well, learnt from yolov8n's COCO weights what its neck makes of the same frames, "
+    "with a budget and a rate of its own (above each table), so it knows what COCO's labels taught, which ssl does not."
 )
 
 

@@ -30,7 +30,7 @@ def study_figures() -> list[str]:
             (
                 f"{', '.join(plan['sets'])}: {plan['model']} at {plan['imgsz']} px, {plan['finetune']['steps']} steps of "
                 f"{plan['finetune']['batch']} images; self-supervision {plan['pretrain']['epochs']} epochs at "
-                f"{plan['pretrain']['imgsz']} px; {len(found['records'])} runs."
+                f"{plan['pretrain']['imgsz']} px{_longer(plan)}; {len(found['records'])} runs."
             ),
             "",
             table(rows),
@@ -38,6 +38,18 @@ def study_figures() -> list[str]:
             *[f"{told}\n" for told in (*verdicts(rows), *_missing(found), *notes(found["records"]))],
         ]
     return parts or ["Not run yet."]
+
+
+def _longer(plan: Figures) -> str:
+    """Arms with another budget of self-supervision."""
+    own = {arm: spec["ssl"] for arm, spec in plan["arms"].items() if isinstance(spec.get("ssl"), dict)}
+    usual = plan["pretrain"]
+    told = [
+        f"{arm} {ssl.get('epochs', usual['epochs'])} at a rate of {ssl.get('lr', usual['lr']):g}"
+        for arm, ssl in own.items()
+        if "epochs" in ssl
+    ]
+    return f", at a rate of {usual['lr']:g} ({', '.join(told)})" if told else ""
 
 
 def gains() -> list[str]:
@@ -132,12 +144,15 @@ def _memory(found: Figures) -> list[str]:
 
 def _few_labels(found: Figures) -> list[str]:
     told = []
-    for variant, mean in found["mean_over_neither"].items():
-        gains = [run["over_neither"]["map50_95"] for run in found["runs"] if run["variant"] == variant]
-        told.append(
-            f"`{variant}` {100 * mean['map50_95']:+.1f} points of mAP50-95 ({100 * min(gains):+.1f} to {100 * max(gains):+.1f}, "
-            f"{sum(gain > 0 for gain in gains)} of {len(gains)} runs better) and {100 * mean['f1']:+.1f} of F1"
-        )
+    for variant in dict.fromkeys(run["variant"] for run in found["runs"]):
+        gains = [run["over_neither"] for run in found["runs"] if run["variant"] == variant]
+        if any(gain["map50_95"] for gain in gains):
+            points = [100 * gain["map50_95"] for gain in gains]
+            f1 = 100 * sum(gain["f1"] for gain in gains) / len(gains)
+            told.append(
+                f"`{variant}` {sum(points) / len(points):+.1f} points of mAP50-95 ({min(points):+.1f} to {max(points):+.1f}, "
+                f"{sum(point > 0 for point in points)} of {len(points)} runs better) and {f1:+.1f} of F1"
+            )
     fractions = sorted({run["fraction"] for run in found["runs"]})
     return [
         (

@@ -99,18 +99,17 @@ def _read_parts(data_yaml: Path, keys: Sequence[str]) -> tuple[Any, ...]:
             raise DataError(
                 f"{data_yaml}: none of the {len(part)} images of `{key}` has a box; their labels are expected like {expected}"
             )
-        _tell_unlabelled([item.path for item in part], f"{data_yaml}: `{key}`")
         parts.append(part)
     return (names, *parts)
 
 
-def _tell_unlabelled(paths: Sequence[Path], whose: str) -> None:
-    """On stderr, since a lost label file looks like an image without objects."""
-    without = [path for path in paths if not _label_path(path).is_file()]
-    if without:
+def tell_unlabelled(dataset: Dataset) -> None:
+    """On stderr, how many images have no label file: one that was lost looks like an image without objects."""
+    paths = [item.path for item in (*dataset.train, *dataset.val)]
+    if without := [path for path in paths if not _label_path(path).is_file()]:
         sys.stderr.write(
-            f"{whose}: {len(without)} of {len(paths)} images have no label file and count as showing nothing; the first is "
-            f"{without[0].name}, whose file would be {_label_path(without[0])}\n"
+            f"{len(without)} of {len(paths)} images have no label file and count as showing nothing; the first of them would be "
+            f"{_label_path(without[0])}\n"
         )
 
 
@@ -154,7 +153,6 @@ def split_dataset(folder: Path, out: Path, pattern: str, labels: int, val_share:
             raise DataError(
                 f"none of the {len(items)} {part} images has a box; their labels are expected like {_label_path(items[0])}"
             )
-        _tell_unlabelled(items, f"{folder}, {part}")
     _write_split(out, names, {"train": kept, "val": sorted(val), "rest": train[len(kept) :]})
     return out / "data.yaml"
 

@@ -14,7 +14,7 @@ from converters.layers import Layer
 from converters.model_files import forms_of
 from converters.quantizer_passes import with_float_layers
 from converters.sensitivity import Sensitivity, SensitivityScan
-from runtime.errors import BackendError
+from runtime.errors import BackendError, first_line
 from runtime.manifest import Form, Parity
 from runtime.progress import Report
 
@@ -100,8 +100,8 @@ def fall_back(
         tried = with_float_layers(quantised.int8, quantised.fp32, _flat([*returned, unit]))
         try:
             *rows, before = measured((*forms_of(tried, quantised.form), current), quantised, reference, gate)
-        except BackendError:
-            report(f"{told} stays INT8: {quantised.engine} refuses it in float")
+        except BackendError as error:
+            report(f"{told} stays INT8: {quantised.engine} refuses it in float ({first_line(error.__cause__ or error)})")
             continue
         returned.append(unit)
         row = _worst(rows)
@@ -128,7 +128,7 @@ def _pruned(
         tried = with_float_layers(quantised.int8, quantised.fp32, _flat(fewer))
         try:
             needed = bool(_worst(measured(forms_of(tried, quantised.form), quantised, reference, gate)).refused)
-        except BackendError:  # the engine wants it in float
+        except BackendError:  # it refuses that mixture, so the unit stays in float
             continue
         if not needed:
             current, returned = tried, fewer

@@ -135,8 +135,8 @@ def _int8_tables(told: Int8Told) -> str:
     ]
     layers = []
     for layer in told.layers:
-        gain = "" if layer.stretch is None else f"{told.sensitivity[layer.stretch].gain:+.4f}"
-        layers.append([layer.name, layer.precision, "" if layer.stretch is None else str(layer.stretch + 1), gain])
+        place, gain = ("", "") if layer.stretch is None else (stretches[layer.stretch][0], stretches[layer.stretch][-1])
+        layers.append([layer.name, layer.precision, place, gain])
     step_head = ["returned to float", "gain alone", "cost ms", "F1 vs FP32", "score shift", "then"]
     return (
         (table(steps, step_head) if steps else "")

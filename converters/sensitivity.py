@@ -70,13 +70,14 @@ class SensitivityScan:
         self.base = self._distance(int8)
 
     def stretches(self) -> list[Sensitivity]:
-        """All layers in groups of consecutive ones, in the graph's order."""
+        """All layers in groups of consecutive ones, in the graph's order; a group that the engine refuses is taken apart."""
         size = max(1, -(-len(self.layers) // STRETCHES))
         groups = [self.layers[start : start + size] for start in range(0, len(self.layers), size)]
         with Progress("sensitivity", len(groups)) as progress:
             found = []
             for group in groups:
-                found.append(self.of(group))
+                whole = self.of(group)
+                found += [self.of([layer]) for layer in group] if whole.refused and len(group) > 1 else [whole]
                 progress.advance(group[0].name)
         return found
 

@@ -30,7 +30,7 @@ def readable(pool: Pool, entries: Iterable[PoolEntry]) -> Iterator[tuple[PoolEnt
             damaged += 1
             if damaged > MOST_DAMAGED * len(entries):
                 raise PoolError(
-                    f"{damaged} of {len(entries)} frames are damaged, more than 5 %, this one as well: {error}"
+                    f"at least {damaged} of {len(entries)} frames are damaged, more than 5 %, this one as well: {error}"
                 ) from error
             sys.stderr.write(f"left out: {error}\n")
             continue

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 from edge.errors import TrainingError
-from runtime.errors import MissingPackageError
+from runtime.errors import MissingPackageError, first_line
 
 if TYPE_CHECKING:
     import torch
@@ -16,7 +16,11 @@ if TYPE_CHECKING:
     from ultralytics.nn.tasks import DetectionModel
 
 _CLASSES = 1  # of Ultralytics' losses: boxes, classes, distribution of the boxes' sides
-_LEFT = ("closed by peer", "reset by peer", "Broken pipe", "remote process exited")  # what torch says of a process that is gone
+# What gloo, NCCL and torch's store say of a process that is gone.
+_LEFT = (
+    "closed by peer", "reset by peer", "Broken pipe", "pair closure", "Timed out waiting", "remote process exited",
+    "Connection was likely closed", "Connection refused",
+)  # fmt: skip
 Precision = Literal["32-true", "bf16-mixed"]
 
 
@@ -97,5 +101,8 @@ def lost_told() -> Iterator[None]:
         yield
     except RuntimeError as error:  # gloo's have no kind of their own
         if several() and any(told in str(error) for told in _LEFT):
-            raise TrainingError("another process of this run has ended; what it said tells why") from error
+            raise TrainingError(
+                f"another process of this run has ended ({first_line(error)}); its own message says why, if it was not killed; "
+                "start all of them again, with --resume where something was saved"
+            ) from error
         raise

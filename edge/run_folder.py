@@ -34,6 +34,7 @@ def run_folder(out: Path, *, resume: bool) -> Iterator[None]:
         TrainingError: as `check_run_folder`; or another process works there.
     """
     if not is_first():
+        check_run_folder(out, resume=resume)  # or it would wait for a first one that was refused
         yield
         return
     is_new = not out.is_dir()

@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from calibration.labels import Dataset, grouped, load_dataset, split_dataset
+from calibration.labels import Dataset, grouped, load_dataset, split_dataset, tell_unlabelled
 from converters.checkpoint import HELD_OUT, load_checkpoint
 from edge.errors import TrainingError
 from edge.finetune import DETECTOR, LAST_LOOK, data_digest, finetune
@@ -87,6 +87,7 @@ def _labels_of(plan: StudyPlan) -> dict[str, str]:
         split = splits[plan.seeds[0]]  # all labels, as of every seed
         items = sorted((*split.train, *split.val), key=lambda item: item.path)
         refuse_damaged(items, "labelled")
+        tell_unlabelled(split)
         digests[f"sets.{name}"] = data_digest(replace(split, train=tuple(items)))
     return digests
 

@@ -117,7 +117,7 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Accuracy of a bundle, as deployed, or of a checkpoint, on held-out labels."""
-    from calibration.labels import load_held_out
+    from calibration.labels import load_held_out, tell_unlabelled
     from edge.evaluation import evaluate_model
     from edge.evaluation_page import evaluation_page
     from edge.run_folder import refuse_unwritable
@@ -126,6 +126,7 @@ def evaluate(
     if report:
         refuse_unwritable(report.parent)
     dataset = load_held_out(data)
+    tell_unlabelled(dataset)
     found = evaluate_model(model, dataset, engine, precision)
     whole = {**found.accuracy.as_dict(), **found.breakdown.as_dict()}
     typer.echo(json.dumps(whole, indent=2) if as_json else "\n".join(found.lines()))

@@ -12,6 +12,8 @@ import typer
 
 from edge.commands.options import Json
 
+_QUOTA_MB = 2147.0  # about the daemon's 2 GiB
+
 
 def add(
     pool: Annotated[Path, typer.Argument(help="The pool; made if need be.")],
@@ -19,8 +21,8 @@ def add(
     camera: Annotated[str, typer.Option(help="Name to file them under.")] = "import",
     quota_mb: Annotated[
         float,
-        typer.Option(min=0.001, max=1e9, show_default="2147", help="Hard limit of the pool in megabytes; a full pool refuses."),
-    ] = 2147.483648,
+        typer.Option(min=0.001, max=1e9, help="Hard limit of the pool in megabytes; a full pool refuses."),
+    ] = _QUOTA_MB,
 ) -> None:
     """Adds a folder of images; JPEG files keep their bytes. Damaged ones are left out and named; above 5 % it stops."""
     from collections import Counter

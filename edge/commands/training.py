@@ -31,10 +31,11 @@ def split(
     seed: Seed = 0,
 ) -> None:
     """Splits a labelled folder by boards, photos or scenes, and writes a data.yaml."""
-    from calibration.labels import load_dataset, split_dataset
+    from calibration.labels import load_dataset, split_dataset, tell_unlabelled
 
     written = split_dataset(folder, out, group, labels, val, seed)
     dataset = load_dataset(written)
+    tell_unlabelled(dataset)
     typer.echo(f"{written}: {len(dataset.train)} to train on, {len(dataset.val)} held out, {len(dataset.names)} classes")
     if len(dataset.train) < labels:
         typer.echo(f"--labels {labels} is more than there are: all {len(dataset.train)} keep theirs", err=True)
@@ -174,6 +175,7 @@ def finetune(
     resume: Resume = False,
 ) -> None:
     """Fine-tunes a detector on few labels, with unlabeled frames beside them if there are some."""
+    from calibration.labels import load_dataset, tell_unlabelled
     from edge.errors import TrainingError
     from edge.finetune import finetune as start
     from edge.finetune_request import FinetuneRequest
@@ -186,6 +188,7 @@ def finetune(
         pool=pool, pool_ratio=pool_ratio, burn_in=burn_in, teacher=teacher, upright=upright,
         activation_checkpointing=activation_checkpointing, workers=workers,
     )  # fmt: skip
+    tell_unlabelled(load_dataset(data))
     done = start(request)
     if done.accuracy:
         typer.echo(

@@ -58,14 +58,15 @@ def summary_rows(story: Story) -> list[tuple[str, str]]:
         if tuned.accuracy:
             label = "with SSL backbone" if arm == "ssl" else "without"
             rows.append((f"fine-tuned {label}", f"mAP50-95 {tuned.accuracy.map50_95:.3f}  F1 {tuned.accuracy.f1:.3f}"))
+    shipped = {variant.precision for variant in story.released.manifest.variants}
     for row in story.released.manifest.parity:
-        name = f"{row.precision} on {row.engine}"
-        if row.refused:  # a file that no engine may run is not in the bundle
-            rows.append((name, f"refused: {row.refused}"))
-            continue
-        size = story.released.model_path(row.precision).stat().st_size / 1e6
-        times = f"p50 {row.latency_p50_ms:.1f} ms  p99 {row.latency_p99_ms:.1f} ms"
-        rows.append((name, f"{size:.1f} MB  F1 vs FP32 {row.f1_against_fp32:.3f}  {times}"))
+        size = (
+            f"{story.released.model_path(row.precision).stat().st_size / 1e6:.1f} MB"
+            if row.precision in shipped
+            else "not shipped"
+        )
+        told = f"{size}  F1 vs FP32 {row.f1_against_fp32:.3f}  p50 {row.latency_p50_ms:.1f} ms  p99 {row.latency_p99_ms:.1f} ms"
+        rows.append((f"{row.precision} on {row.engine}", f"{told}  refused: {row.refused}" if row.refused else told))
     camera = next(iter(story.daemon["cameras"].values()))
     age = story.daemon["latency"]["age"]
     rows.append(

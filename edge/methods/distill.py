@@ -18,8 +18,10 @@ from edge.trunk import Trunk
 
 TEMPERATURE = 0.07  # of the similarities, as LightlyTrain's
 _GRID = 14  # cells a side that are compared: finer maps are averaged, or similarities would fill the memory
-_RELATIONAL = 0.3  # weight of the relations; both terms begin near 1 then
-_LEAST_DEVIATION = 1e-4  # of a channel; one that is nearly the same everywhere tells nothing
+_RELATIONAL = 0.3  # weight of the relations: from fresh weights they begin near 3, the channels' distance near 1
+_LEAST_DEVIATION = (
+    0.01  # of a channel: less is mostly rounding in bfloat16; necks with COCO weights have more on every set here
+)
 
 
 class Distill(torch.nn.Module):
@@ -66,7 +68,7 @@ class Distill(torch.nn.Module):
 def standardised(found: torch.Tensor) -> torch.Tensor:
     """Maps (b, c, h, w), float32, each channel with mean 0 and deviation 1 over all cells of the batch."""
     found = found.float()
-    deviation, mean = torch.std_mean(found, dim=(0, 2, 3), keepdim=True)
+    deviation, mean = torch.std_mean(found, dim=(0, 2, 3), correction=0, keepdim=True)
     return (found - mean) / deviation.clamp_min(_LEAST_DEVIATION)
 
 

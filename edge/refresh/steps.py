@@ -170,13 +170,16 @@ def _further(request: RefreshRequest, last: Checkpoint, out: Path, until_s: floa
     """The last pretraining's recipe, from where it ended; what an older checkpoint does not tell is as it was then."""
     told = last.lineage
     method = told.get("ssl", _METHOD)
+    try:
+        recipe = _recipe(told)
+    except ValueError as error:
+        raise RefreshError(f"{request.backbone} does not say how it was made ({error}); pretrain it anew") from error
     if method == "distill":
         sys.stderr.write(f"a refresh has no teacher, so {_METHOD} goes on where distill ended\n")
         method = _METHOD
-    try:
-        recipe = _recipe(told) | ({"anchor": 0.0} if method == _METHOD else {})
-    except ValueError as error:
-        raise RefreshError(f"{request.backbone} does not say how it was made ({error}); pretrain it anew") from error
+        recipe["lr"] = min(recipe["lr"], _LR)  # only who has a teacher learns faster
+    if method == _METHOD:
+        recipe["anchor"] = 0.0
     return PretrainRequest(
         request.pool, out, model=request.model, init=request.backbone, imgsz=last.imgsz, epochs=request.pretrain_epochs, seed=request.seed,
         until_s=until_s, resume=(out / LAST).is_file(), method=method, part=cast("Part", last.kind), **recipe,

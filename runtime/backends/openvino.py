@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.backends.inputs import HostInputs, Inputs, images_of
+from runtime.backends.openvino_streams import compiled_for
 from runtime.errors import BackendError, MissingPackageError, first_line
 from runtime.postprocess import Outputs
 from runtime.preprocess import Preprocess
@@ -28,7 +29,7 @@ class OpenVinoBackend:
     batch: int
 
     def __init__(self, model: Path, precision: str, threads: int, streams: int = 1) -> None:
-        """Compiles `model` for `threads` in all, shared by so many streams.
+        """Compiles `model` for `threads` in all, shared by so many streams, or by one where OpenVINO makes several wrong.
 
         Raises:
             MissingPackageError: openvino is not installed.
@@ -36,9 +37,16 @@ class OpenVinoBackend:
         """
         core = _core()
         self.precision, self.streams, self._model = precision, streams, model
-        settings = {"NUM_STREAMS": streams, "INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
+
+        def compile_for(streams: int) -> Any:
+            settings = {"NUM_STREAMS": streams, "INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
+            return core.compile_model(str(model), "CPU", settings)
+
         try:
-            self._compiled = core.compile_model(str(model), "CPU", settings)
+            if precision == "int8":
+                self._compiled, self.streams = compiled_for(streams, compile_for)
+            else:
+                self._compiled = compile_for(streams)
         except RuntimeError as error:
             raise BackendError(f"OpenVINO refuses {model}: {first_line(error)}; convert the model again") from error
         self.batch = int(self._compiled.inputs[0].shape[0])

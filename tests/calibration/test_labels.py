@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from calibration.errors import DataError
-from calibration.labels import load_dataset, read_labels, split_dataset, write_dataset
+from calibration.labels import load_dataset, read_labels, split_dataset, tell_unlabelled, write_dataset
 from runtime.errors import SourceError
 from tests.conftest import write_images
 
@@ -73,21 +73,18 @@ def test_read_labels__a_missing_file_is_an_empty_image(folder: Path) -> None:
     assert len(item.class_id) == 0
 
 
-def test_load_dataset__images_without_a_label_file_are_counted(
+def test_tell_unlabelled__images_without_a_label_file_are_counted(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (folder / "labels" / "board0_0.txt").write_text("")  # shows nothing, and says so
-    data = split_dataset(folder, tmp_path / "split", r"^(board\d)", 0, 0.25, 0)
-    load_dataset(data)
+    dataset = load_dataset(split_dataset(folder, tmp_path / "split", r"^(board\d)", 0, 0.25, 0))
+    tell_unlabelled(dataset)
     assert not capsys.readouterr().err
-    lost = load_dataset(data).train[0].path
-    (folder / "labels" / f"{lost.stem}.txt").unlink()
-    load_dataset(data)
-    assert f"{data}: `train`: 1 of 9 images have no label file and count as showing nothing" in capsys.readouterr().err
-    split_dataset(folder, tmp_path / "again", r"^(board\d)", 0, 0.25, 0)
-    told = capsys.readouterr().err
-    assert f"{folder}, training: 1 of 9 images have no label file" in told
-    assert str(folder / "labels" / f"{lost.stem}.txt") in told
+    lost = folder / "labels" / f"{dataset.train[0].path.stem}.txt"
+    lost.unlink()
+    tell_unlabelled(dataset)
+    told = "1 of 12 images have no label file and count as showing nothing; the first of them would be"
+    assert capsys.readouterr().err == f"{told} {lost}\n"
 
 
 def test_read_labels__tells_every_kind_of_problem_with_its_line(folder: Path) -> None:

@@ -90,4 +90,4 @@ def test_fall_back__goes_on_where_openvino_refuses_a_mixture(case: Case, monkeyp
     found = fall_back(Quantised(calibrated.fp32, int8, "openvino", "cpu"), scan, reference, case.gate, 1e9, case.told.append)
     assert [step.layers for step in found.steps] == [(BROKEN,)]
     assert found.holds, case.told
-    assert f"{' to '.join(mixture)} stays INT8: openvino refuses it in float" in case.told
+    assert any(told.startswith(f"{' to '.join(mixture)} stays INT8: openvino refuses it in float (") for told in case.told)

@@ -14,7 +14,7 @@ from converters.errors import CheckpointError
 from edge import pretrain_request as request_module
 from edge.commands import training
 from edge.features import features, frozen_trunk, show
-from edge.pretrain_request import PretrainRequest, remedies_of, settings_of
+from edge.pretrain_request import PretrainRequest, remedies_of, settings_of, usual_of
 from edge.yolo import part_keys
 from runtime.progress import Progress
 
@@ -102,3 +102,9 @@ def test_pretrain__from_a_detector_slowly_and_from_all_but_a_part_half_of_the_wa
     for init, given in ((checkpoint, None), (backbone, None), (None, None), (checkpoint, 0.01)):
         training.pretrain(tmp_path / "run", tmp_path / "pool", init=init, lr=given, interpolate=given and 1.0)
     assert [(each.lr, each.interpolate) for each in asked] == [(3e-4, 0.5), (1e-3, 1.0), (1e-3, 0.5), (0.01, 1.0)]
+
+
+def test_usual_of__who_has_a_teacher_learns_faster_from_scratch() -> None:
+    assert usual_of("distill", None) == (4e-3, 0.5)
+    assert usual_of("distill", "detector") == usual_of("cutpaste", "detector") == (3e-4, 0.5)
+    assert usual_of("distill", "neck") == usual_of("cutpaste", "neck") == (1e-3, 1.0)

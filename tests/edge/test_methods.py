@@ -253,6 +253,10 @@ def test_distill__channels_count_alike_whatever_their_mean_and_scale() -> None:
     same = strong.mean((0, 2, 3), keepdim=True).expand_as(strong)
     assert float(torch.nn.functional.cosine_similarity(same, strong, dim=1).min()) > 0.95
     assert float(channel_distance(same, strong)) > 0.45, "the mean alone is no knowledge"
+    flat = (1 + 1e-6 * maps).requires_grad_()
+    channel_distance(flat, maps).backward()  # type: ignore[no-untyped-call]
+    assert flat.grad is not None
+    assert float(flat.grad.norm()) < 10, "a channel that is nearly the same everywhere does not take over a step"
 
 
 def test_build_method__an_unknown_one() -> None:

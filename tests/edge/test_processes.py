@@ -6,12 +6,15 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
 from converters.checkpoint import load_checkpoint
+from edge.errors import TrainingError
+from edge.processes import lost_told
 from tests.conftest import ROOT
 
 
@@ -62,12 +65,31 @@ def test_methods__two_processes_have_the_gradients_of_one(tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-def test_pretrain__of_two_processes_each_tells_a_mistake_in_a_sentence(tmp_path: Path) -> None:
+def test_pretrain__of_two_processes_none_tells_a_mistake_in_a_traceback(tmp_path: Path) -> None:
     words = ["edge.cli", "pretrain", "--pool", tmp_path / "none", "--method", "simclr", "--out", tmp_path / "out"]
     done = launched(2, *words)
     assert done.returncode
-    told = [line for line in done.stderr.splitlines() if line.startswith("edge: ")]
-    assert any("another process of this run has ended" in line for line in told), done.stderr[-3000:]
-    assert any(str(tmp_path / "none") in line for line in told)
-    assert "edge/pretrain.py" not in done.stderr
+    assert any(line.startswith("edge: ") and str(tmp_path / "none") in line for line in done.stderr.splitlines()), done.stderr
+    assert "edge/pretrain.py" not in done.stderr, done.stderr[-3000:]
     assert not (tmp_path / "out").exists()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "last.pt").touch()
+    began_s = time.monotonic()
+    done = launched(2, *words)
+    assert done.returncode
+    assert "holds a run already" in done.stderr
+    assert time.monotonic() - began_s < 60, "nobody waits for a process that was refused"
+
+
+def test_lost_told__only_a_process_that_another_has_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = "[transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:1234"
+    with pytest.raises(RuntimeError, match="closed by peer"), lost_told():
+        raise RuntimeError(closed)  # alone nobody can leave
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with (
+        pytest.raises(TrainingError, match=r"another process .*closed by peer.*; start all of them again, with --resume"),
+        lost_told(),
+    ):
+        raise RuntimeError(closed)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"), lost_told():
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")

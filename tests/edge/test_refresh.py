@@ -114,6 +114,8 @@ RECIPE = {
         ("localizer", RECIPE | {"ssl_from_scratch": "True"}, ("cutpaste", "localizer", 16, 3e-4, True, 0.0, 1.0)),
         ("neck", RECIPE | {"ssl": "dense", "ssl_anchor": "10.0"}, ("dense", "neck", 16, 3e-4, True, 10.0, 0.5)),
         ("neck", {"ssl": "distill", "ssl_anchor": "10.0"}, ("simclr", "neck", 64, 1e-3, False, 0.0, 1.0)),
+        ("neck", {"ssl": "distill", "ssl_lr": "0.004"}, ("simclr", "neck", 64, 1e-3, False, 0.0, 1.0)),
+        ("neck", {"ssl": "distill", "ssl_lr": "0.0003"}, ("simclr", "neck", 64, 3e-4, False, 0.0, 1.0)),
     ],
 )
 def test_refresh__the_last_recipe_goes_on(
