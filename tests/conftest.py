@@ -126,7 +126,7 @@ def edge(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     def call(*arguments: object, module: str = "edge.cli") -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", module, *(str(argument) for argument in arguments)]
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "120"}
-        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False)
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=540, check=False)
 
     return call
 
