@@ -1,7 +1,7 @@
 """A graph for several streams of OpenVINO's CPU plugin, looked at before it is used.
 
 The plugin builds a graph for each stream, several at once, and shares their weights. With INT8 weights OpenVINO 2026.4 does that
-wrong at times: up to a third of the compilations of one file gave streams that find hardly anything, with no error, for as long
+wrong at times: about a third of the compilations of one file gave streams that find hardly anything, with no error, for as long
 as they live. One stream was never seen wrong, and its outputs are those of the others to the last digit.
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-_TRIES = 8  # a third of them wrong each time leaves one in 6000
+_TRIES = 8  # they depend on each other: beside other work eight in a row were wrong once
 _APART = 0.05  # of the largest value that is expected; wrong streams were a fifth apart and more
 _LOOKS = 2  # of each stream, all at once, so that each has its turn
 
